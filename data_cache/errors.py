@@ -1,0 +1,24 @@
+"""The one exception for what a user can mend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something the user gave can't be used; the message alone says what, and what to do about it."""
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Turn an `InputError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
