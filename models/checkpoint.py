@@ -1,0 +1,304 @@
+"""Checkpoints in and out: our self-describing safetensors, and everybody else's files, read without running code."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_cache import InputError, paths
+from models.registry import get_model, names
+
+FORMAT = "landscope"
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with its weights, and what the file says of it."""
+
+    model: nn.Module
+    name: str
+    """Zoo name, `torchvision:NAME`, `timm:NAME` or `package.module:factory`."""
+    kwargs: dict[str, Any]
+    """What the network was built with, `num_classes` included for the zoo."""
+    metadata: dict[str, Any]
+    """Recorded classes, dataset, mean, std, weight_decay, augmentation, training; empty for foreign files."""
+    path: Path
+    sha256: str
+    """Of the file."""
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write a self-describing checkpoint; the file appears whole or not at all.
+
+    Args:
+        path: Ends in `.safetensors`; missing folders are made.
+        model: Its state dict is stored, contiguous and on the CPU.
+        metadata: At least `model` (a name that `build_model` takes) and `kwargs`; values must fit in JSON.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as safetensors, to a temporary file that is then renamed."""
+    path = Path(path)
+    header = {"format": FORMAT, **{key: json.dumps(value) for key, value in metadata.items()}}
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # clones: safetensors refuses tensors that share memory
+        save_file({key: value.clone() for key, value in tensors.items()}, temporary, header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}.") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a safetensors file; metadata is empty unless this project wrote it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from None
+    if header.pop("format", None) != FORMAT:
+        return tensors, {}
+    try:
+        return tensors, {key: json.loads(value) for key, value in header.items()}
+    except json.JSONDecodeError:
+        raise InputError(f"{path}: the metadata is not JSON; fetch or save the checkpoint again.") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    """The content of a `torch.save` file, tensors and plain containers only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)", str(error))
+        what = f" ({reason.group(1)})" if reason else ""
+        raise InputError(
+            f"{path} is not a file of tensors, or holds Python objects beside them{what}; nothing in it was run: "
+            "save the model's state_dict() instead."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError, TypeError):
+        raise InputError(f"{path} is cut short or no PyTorch checkpoint; fetch or save it again.") from None
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The file meant by a path or by the name of a shipped or own checkpoint."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; --ckpt takes a checkpoint file.")
+    known = paths.checkpoints()
+    if (name := str(name_or_path)) in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"by name there are: {', '.join(known) or 'none'}."
+    raise InputError(f"there is no checkpoint {name_or_path}; {hint}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_checkpoint(
+    name_or_path: str | Path, *, model: str | None = None, model_args: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Load a checkpoint on the CPU, in eval mode, without running any code from the file.
+
+    Args:
+        name_or_path: A file, or the name of a checkpoint that `python -m models list` shows.
+        model: What to build for a file that does not say: a zoo name, `torchvision:NAME`, `timm:NAME` or
+            `package.module:factory`. A file that says must agree.
+        model_args: Keyword arguments of the network; for zoo names `num_classes` is read off the weights.
+
+    Raises:
+        InputError: The file is missing, broken, foreign or does not fit the network; or a weight is not finite.
+    """
+    path = find_checkpoint(name_or_path)
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; fetch or save it again.")
+    if path.suffix == ".safetensors":
+        state, metadata = read_tensors(path)
+        stored_name, stored_args = metadata.pop("model", None), metadata.pop("kwargs", {})
+    else:
+        state, stored_name = _unwrap(path, _read_pickle(path))
+        metadata, stored_args = {}, {}
+    stored_name = _canonical_name(stored_name)
+    name = model or stored_name
+    if name is None:
+        raise InputError(f"{path} does not say which network it is of; give --model (and --model-args).")
+    if stored_name and model and _canonical_name(model) != stored_name:
+        raise InputError(f"{path} is of {stored_name}, not of {model}; leave --model out or give another file.")
+    state = _strip_wrappers(state)
+    if not state:
+        raise InputError(f"{path} holds no weights.")
+    kwargs = {**stored_args, **(model_args or {})}
+    for key, value in stored_args.items():
+        if kwargs[key] != value:
+            raise InputError(f"{path} was built with {key}={value!r}, not {kwargs[key]!r}.")
+    if name in names():
+        state = from_how_do_vits_work(state)
+        if "num_classes" not in kwargs and (classes := _classes_of(state)):
+            kwargs["num_classes"] = classes
+    network = build_model(name, kwargs)
+    _load_state(path, name, network, state)
+    return Checkpoint(network.eval(), name, kwargs, metadata, path, file_sha256(path))
+
+
+def build_model(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """A network by zoo name, `torchvision:NAME`, `timm:NAME` or `package.module:factory`, with fresh weights."""
+    source, colon, target = name.partition(":")
+    if not colon:
+        return get_model(name, **kwargs)
+    try:
+        if source == "torchvision":
+            import torchvision
+
+            network = torchvision.models.get_model(target, weights=None, **kwargs)
+        elif source == "timm":
+            network = _import("timm", "pip install 'landscope[timm]'").create_model(
+                target, pretrained=False, **kwargs
+            )
+        else:
+            factory = getattr(_import(source, "give --model as package.module:factory"), target, None)
+            if not callable(factory):
+                raise InputError(f"module {source} has no function {target!r}; give --model as module:factory.")
+            network = factory(**kwargs)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a factory of the user's raises is the user's to read
+        raise InputError(f"building {name} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def _import(module: str, advice: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"cannot import {module} ({error}); {advice}.") from None
+
+
+def _canonical_name(name: Any) -> str | None:
+    """Published files also call `resnet_dnn_50` plainly `resnet_50`."""
+    if not isinstance(name, str):
+        return None
+    if name not in names() and (alias := re.sub(r"_(\d+)$", r"_dnn_\1", name)) in names():
+        return alias
+    return name
+
+
+def _unwrap(path: Path, content: Any) -> tuple[Any, str | None]:
+    """The state dict inside a `torch.save` file, and the name stored beside it."""
+    name = content.get("name") if isinstance(content, Mapping) else None
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} holds no state dict (a mapping of names to tensors).")
+    return content, name
+
+
+def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what DataParallel and torch.compile put before every key."""
+    state = dict(state)
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _classes_of(state: Mapping[str, Tensor]) -> int | None:
+    biases = [value for key, value in state.items() if re.fullmatch(r"classifier\.\d\.dense3?\.bias", key)]
+    return len(biases[0]) if biases else None
+
+
+def _load_state(path: Path, name: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = network.state_dict()
+    # files older than PyTorch 0.4.1 have no batch counters; they play no part outside training
+    absent = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in expected]
+    if absent or extra:
+        told = [f"{len(absent)} missing (first {absent[0]})"] if absent else []
+        told += [f"{len(extra)} unknown (first {extra[0]})"] if extra else []
+        raise InputError(f"{path} does not fit {name}: keys {' and '.join(told)}; check --model and --model-args.")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise InputError(
+                f"{path} does not fit {name}: {key} is {tuple(value.shape)} in the file and "
+                f"{tuple(expected[key].shape)} in the network; check --model and --model-args."
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{path}: {key} holds NaN or infinity; the training probably diverged.")
+    network.load_state_dict({**expected, **state})
+
+
+_VITS_CONV = re.compile(r"(layer\d\.\d+\.)conv(\d)\.(\d)\.(\w+)")
+_VITS_PREACTIVATION_BN = re.compile(r"(layer\d\.\d+\.)bn\.(\w+)")
+
+
+def from_how_do_vits_work(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys that how-do-vits-work gives its ResNets to those of the zoo; others stay as they are.
+
+    There `conv2.0.weight, conv2.1.*` are a convolution and its norm in a ResNet, and in a pre-activation
+    ResNet `bn.*` is the first norm, `conv2.0.*, conv2.2.weight` a norm and the convolution after it.
+    """
+    preactivation = any(_VITS_PREACTIVATION_BN.fullmatch(key) for key in state)
+
+    def rename(key: str) -> str:
+        if match := _VITS_PREACTIVATION_BN.fullmatch(key):
+            return f"{match[1]}bn1.{match[2]}"
+        if match := _VITS_CONV.fullmatch(key):
+            block, number, position, leaf = match.groups()
+            norm = position == ("0" if preactivation else "1")
+            return f"{block}{'bn' if norm else 'conv'}{number}.{leaf}"
+        return key
+
+    return {rename(key): value for key, value in state.items()}
+
+
+def to_how_do_vits_work(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_how_do_vits_work`, for a ResNet's state dict with the zoo's keys."""
+    preactivation = "layer0.1.weight" not in state and "layer1.0.bn1.weight" in state
+
+    def rename(key: str) -> str:
+        match = re.fullmatch(r"(layer[1-4]\.\d+\.)(conv|bn)(\d)\.(\w+)", key)
+        if match is None:
+            return key
+        block, kind, number, leaf = match.groups()
+        if preactivation and number == "1":
+            return f"{block}bn.{leaf}" if kind == "bn" else key
+        position = {"conv": 2, "bn": 0} if preactivation else {"conv": 0, "bn": 1}
+        return f"{block}conv{number}.{position[kind]}.{leaf}"
+
+    return {rename(key): value for key, value in state.items()}

@@ -1,0 +1,260 @@
+"""Training by the recipe of the spatial-smoothing paper: `python -m models.train --model ... --out ...`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from data_cache import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_cache import ImageData
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a network of the zoo and write a self-describing checkpoint."""
+
+    model: str
+    """Name in the zoo (`python -m models list`), or torchvision:NAME, timm:NAME, package.module:factory."""
+    out: Path
+    """Checkpoint to write, ending in .safetensors. Beside it, OUT.resume holds the state after each epoch."""
+    data: str = "fashion_mnist"
+    """Data set: fashion_mnist, mnist, cifar10, cifar100, svhn or folder:PATH; trains on `train`, tests on `test`."""
+    model_args: tuple[str, ...] = ()
+    """Options of the network as key=value, for example width=16 cblock=MLPBlock."""
+    epochs: int = 200
+    """Epochs after the warm-up."""
+    warmup_epochs: int = 1
+    """Epochs over which the learning rate grows linearly from near zero."""
+    batch_size: int = 128
+    """Images a step; the last batch of an epoch may be smaller."""
+    learning_rate: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Of all parameters: the loss has (weight_decay / 2) ||w||^2 added."""
+    schedule: Literal["milestones", "cosine"] = "milestones"
+    """Fall of the learning rate: in steps at the milestones, or as half a cosine to zero."""
+    milestones: tuple[float, ...] = (0.3, 0.65, 0.8)
+    """Where the rate falls, as shares of the epochs."""
+    gamma: float = 0.2
+    """Factor at each milestone."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; bfloat16 (autocast) is faster where there is hardware for it."""
+    seed: int = 0
+    """Decides the first weights, the order, the augmentation and the dropout masks."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    limit: int | None = None
+    """Train on this many images only, evenly spaced over the data set."""
+    restart: bool = False
+    """Begin again even where OUT.resume could be continued."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def learning_rate(config: Config, progress: float) -> float:
+    """The rate at `progress` epochs (fractional): linear warm-up, then milestones or half a cosine."""
+    if progress < config.warmup_epochs:
+        return config.learning_rate * (progress + 1e-3) / config.warmup_epochs
+    share = (progress - config.warmup_epochs) / config.epochs
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return config.learning_rate * config.gamma ** sum(share >= milestone for milestone in config.milestones)
+
+
+def train(config: Config) -> dict[str, dict[str, float]]:
+    """Train, write the checkpoint, and return its test metrics for 1 pass (and 20 of an MC dropout network).
+
+    Every random draw is a function of (seed, epoch, step or image), and OUT.resume holds weights and momenta,
+    so a run that was killed and started again ends in the same bits on the same machine and thread count.
+    """
+    import torch
+    import torch.nn.functional as F
+    from tqdm import tqdm
+
+    import data_cache
+    from models.arguments import parse_key_values
+    from models.checkpoint import build_model, save_checkpoint
+    from models.devices import pick_device
+    from models.randomness import derived_seed, fixed_randomness
+
+    if config.out.suffix != ".safetensors":
+        raise InputError(f"--out must end in .safetensors, not {config.out.name!r}.")
+    for name in ("epochs", "batch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
+    device = pick_device(config.device)
+    data = data_cache.load(config.data, "train")
+    if config.limit:
+        data = data.limit(config.limit)
+    test = data_cache.load(config.data, "test").to(device)
+    data = data.to(device)
+    kwargs = {"num_classes": len(data.classes), **parse_key_values(config.model_args)}
+    with fixed_randomness("cpu", config.seed, 0):
+        model = build_model(config.model, kwargs)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    resume = config.out.with_name(config.out.name + ".resume")
+    recipe = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    recipe = json.loads(json.dumps(recipe)) | {"data_sha256": data.sha256()}
+    first_epoch = 0 if config.restart else _restore(resume, recipe, model, optimizer)
+
+    half = config.precision == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+    total = config.warmup_epochs + config.epochs
+    steps = math.ceil(len(data) / config.batch_size)
+    bar = tqdm(
+        total=total * steps,
+        initial=first_epoch * steps,
+        unit="step",
+        desc=config.model,
+        disable=config.quiet,
+        dynamic_ncols=True,
+        mininterval=1.0,
+    )
+    mean = math.nan
+    with bar:
+        for epoch in range(first_epoch, total):
+            generator = torch.Generator().manual_seed(derived_seed(config.seed, 1, epoch))
+            order = torch.randperm(len(data), generator=generator).numpy()
+            loss_sum = 0.0
+            for step in range(steps):
+                positions = order[step * config.batch_size : (step + 1) * config.batch_size]
+                x, y = training_batch(data, positions, config.seed, epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, epoch + step / steps)
+                x = x.contiguous(memory_format=torch.channels_last)
+                with fixed_randomness(device, config.seed, 2, epoch, step), autocast:
+                    loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.item() * len(y)
+                bar.update()
+            mean = loss_sum / len(data)
+            if not math.isfinite(mean):
+                raise InputError(f"the training loss is {mean} after epoch {epoch + 1}; lower --learning-rate.")
+            bar.set_postfix(epoch=f"{epoch + 1}/{total}", loss=f"{mean:.4f}")
+            _save_resume(resume, recipe, model, optimizer, epoch + 1)
+
+    metrics = test_metrics(model, test, monte_carlo="mcdo" in config.model, quiet=config.quiet)
+    metadata = {
+        "model": config.model,
+        "kwargs": kwargs,
+        "classes": list(data.classes),
+        "dataset": config.data,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "weight_decay": config.weight_decay,
+        "augmentation": "crop and flip",
+        "training": recipe | {"images": len(data), "torch": torch.__version__, "threads": torch.get_num_threads(), "final_loss": mean},
+        "test": metrics,
+    }
+    save_checkpoint(config.out, model, metadata)
+    resume.unlink(missing_ok=True)
+    return metrics
+
+
+def training_batch(
+    data: ImageData, positions, seed: int, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Augmented, normalised images and labels: a pure function of (seed, epoch, image)."""
+    from data_cache import augment, normalize
+
+    images, labels = data.read(positions)
+    images = augment(images, seed, epoch, data.indices[positions])
+    return normalize(images, data.mean, data.std), labels
+
+
+def test_metrics(
+    model: torch.nn.Module, test: ImageData, *, monte_carlo: bool, quiet: bool = True
+) -> dict[str, dict[str, float]]:
+    """Test NLL, accuracy and ECE with standard errors for 1 pass, and 20 where passes differ."""
+    import torch
+    from tqdm import tqdm
+
+    from models.metrics import evaluate
+
+    results = {}
+    for passes in (1, 20) if monte_carlo else (1,):
+        with tqdm(total=len(test), unit="image", desc=f"test, {passes} pass", disable=quiet) as bar:
+            batches = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in test.batches(125))
+            metrics = evaluate(model, batches, passes=passes, progress=bar.update)
+        results[f"{passes} pass" + "es" * (passes > 1)] = metrics.summary()
+    return results
+
+
+# whether a difference in these matters for the weights: it does not
+_FREE = ("out", "restart", "quiet", "device")
+
+
+def _save_resume(path: Path, recipe: dict, model, optimizer, epoch: int) -> None:
+    from models.checkpoint import write_tensors
+
+    tensors = {f"model/{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    for (name, parameter) in model.named_parameters():
+        if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            tensors[f"momentum/{name}"] = momentum.cpu().contiguous()
+    write_tensors(path, tensors, {"recipe": recipe, "epoch": epoch})
+
+
+def _restore(path: Path, recipe: dict, model, optimizer) -> int:
+    """Load the state after the last whole epoch; the number of epochs done."""
+    import torch
+
+    from models.checkpoint import read_tensors
+
+    if not path.is_file():
+        return 0
+    tensors, metadata = read_tensors(path)
+    stored = metadata.get("recipe", {})
+    for key, value in recipe.items():
+        if key not in _FREE and stored.get(key) != value:
+            raise InputError(
+                f"{path} was begun with {key}={stored.get(key)!r}, not {value!r}; "
+                "give --restart to begin again, or another --out."
+            )
+    prefix = "model/"
+    model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    for name, parameter in model.named_parameters():
+        momentum = tensors.get(f"momentum/{name}")
+        if momentum is not None:
+            buffer = torch.empty_like(parameter).copy_(momentum)
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return metadata["epoch"]
+
+
+def main() -> None:
+    """Parse the command line, train, and print the test metrics."""
+    import tyro
+
+    config = tyro.cli(Config, prog="python -m models.train")
+    with exit_on_input_error():
+        metrics = train(config)
+        print_metrics(metrics)
+        print(f"checkpoint {config.out}", file=sys.stdout)
+
+
+def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    """A row for each number of passes."""
+    print(f"{'':12} {'test NLL':>16} {'accuracy %':>14} {'ECE %':>7}")
+    for passes, row in metrics.items():
+        print(
+            f"{passes:12} {row['nll']:8.4f} ± {row['nll_stderr']:.4f} "
+            f"{100 * row['accuracy']:7.2f} ± {100 * row['accuracy_stderr']:.2f} {100 * row['ece']:7.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
