@@ -1,0 +1,270 @@
+"""From an analysis's `Config` to its command: options, progress, run file, figure, table."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from analyze.results import AnalysisResult, Row, identity, plain
+from analyze.run import RunFile
+from data_cache import InputError, exit_on_input_error, paths
+
+SAVE_SECONDS = 3.0
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Options that all analyses share."""
+
+    ckpt: str
+    """Checkpoint: a file, or the name of one that ships (`python -m models list`)."""
+    model: str | None = None
+    """For files that do not say: a zoo name, torchvision:NAME, timm:NAME or package.module:factory."""
+    model_args: tuple[str, ...] = ()
+    """Keyword arguments of the network as key=value, for example num_classes=100."""
+    data: str | None = None
+    """NAME[:SPLIT], for example fashion_mnist:test or folder:PATH:val; default: what the checkpoint records."""
+    limit: int | None = None
+    """Use this many images, evenly spaced over the split; 0 for all of them."""
+    batch_size: int = 128
+    """Images in a batch; changes rounding and memory only."""
+    weight_decay: float | None = None
+    """Adds (weight_decay / 2) ||w||^2 to the loss; default: what the checkpoint records."""
+    mode: Literal["eval", "train"] = "eval"
+    """Mode of the network; train freezes BatchNorm's running statistics."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Arithmetic."""
+    seed: int = 0
+    """Decides every random draw."""
+    out: Path | None = None
+    """Run file; default: CHECKPOINT.h5 in the results folder. Several analyses share one."""
+    plot: bool = True
+    """Draw the figure beside the run file."""
+    figure_format: Literal["png", "pdf", "svg"] = "png"
+    """Format of the figure."""
+    resume: Flag = False
+    """Go on from what the run file holds; this is what happens anyway."""
+    restart: Flag = False
+    """Compute anew what the run file holds of this analysis."""
+    quiet: Flag = False
+    """No progress bar."""
+    json: Flag = False
+    """Print the numbers as JSON instead of the table."""
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> tuple[Shared, Any]:
+    """Shared options and the analysis's own from a command line; exits with help or a usage error."""
+    spec = importlib.import_module(f"analyze.{name}.spec")
+    shared = Shared(ckpt=tyro.MISSING, **spec.SUBJECT_DEFAULTS)
+    flat = tyro.conf.OmitArgPrefixes
+    command = dataclasses.make_dataclass(
+        "Command", [("shared", flat[Shared]), ("config", flat[spec.Config])], frozen=True
+    )
+    with exit_on_input_error():
+        parsed = tyro.cli(
+            command,
+            args=arguments,
+            prog=f"python -m analyze.{name}",
+            description=f"{spec.TITLE}.",
+            default=command(shared=shared, config=spec.Config()),
+        )
+    return parsed.shared, parsed.config
+
+
+def main(name: str, arguments: Sequence[str] | None = None) -> None:
+    """The command of an analysis: parse, compute, save, draw, print."""
+    shared, config = parse(name, arguments)
+    with exit_on_input_error():
+        run(name, shared, config)
+
+
+def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
+    """Compute an analysis into its run file, draw its figure and print its table; the result."""
+    if shared.resume and shared.restart:
+        raise InputError("--resume and --restart contradict each other.")
+    if not shared.quiet:
+        print("loading ...", end="\r", file=sys.stderr, flush=True)
+    subject = load_subject(shared)
+    spec = importlib.import_module(f"analyze.{name}.spec")
+    compute = importlib.import_module(f"analyze.{name}.compute")
+    out = shared.out or paths.results() / f"{Path(subject.identity['checkpoint']).stem}.h5"
+    options, about = dataclasses.asdict(config), subject.describe()
+    free = [f.name for f in dataclasses.fields(config) if f.metadata.get("free")]
+    with RunFile(out, identity(about)) as file:
+        previous, spent = None, 0.0
+        if not shared.restart and file.check_resume(name, options, about, ignore=[*free, "checkpoint"]):
+            previous = file.load(name, spec.Result)
+            spent = float((file.attributes(name) or {}).get("seconds", 0.0))
+        began = time.perf_counter()
+        saver = _Saver(file, name, config, compute.is_complete, began - spent)
+        if previous is not None and compute.is_complete(previous, config):
+            result = previous.of(options, about)
+        else:
+            with Bars(quiet=shared.quiet) as bars:
+                try:
+                    result = compute.compute(
+                        subject, config, previous=previous, save=saver.offer, progress=bars.report
+                    )
+                except KeyboardInterrupt:
+                    saver.flush()
+                    bars.close()
+                    print(f"interrupted; what is done is in {out}: the same command goes on.", file=sys.stderr)
+                    raise SystemExit(130) from None
+                except BaseException:
+                    saver.flush()
+                    raise
+            saver.offer(result)
+            saver.flush()
+        seconds = float((file.attributes(name) or {})["seconds"])
+    figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}") if shared.plot else None
+    if figure:
+        result.plot(figure)
+    report(result, seconds, out, figure, as_json=shared.json, fresh=previous is not result)
+    return result
+
+
+def load_subject(shared: Shared) -> Any:
+    """The subject that the shared options describe."""
+    import torch
+
+    from analyze.subject import Subject
+    from models.arguments import parse_key_values
+
+    return Subject.load(
+        shared.ckpt,
+        model=shared.model,
+        model_args=parse_key_values(shared.model_args),
+        data=shared.data,
+        limit=shared.limit or None,
+        batch_size=shared.batch_size,
+        weight_decay=shared.weight_decay,
+        mode=shared.mode,
+        device=shared.device,
+        dtype=getattr(torch, shared.dtype),
+        seed=shared.seed,
+    )
+
+
+class _Saver:
+    """Writes partial results, at most every few seconds."""
+
+    def __init__(self, file: RunFile, name: str, config: Any, is_complete: Any, began: float):
+        self.file, self.name, self.config, self.is_complete, self.began = file, name, config, is_complete, began
+        self.pending: AnalysisResult | None = None
+        self.last = -SAVE_SECONDS
+
+    def offer(self, result: AnalysisResult) -> None:
+        """Write this result now, or later if one was just written."""
+        self.pending = result
+        if time.perf_counter() - self.last >= SAVE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if (result := self.pending) is None:
+            return
+        self.file.save(
+            self.name,
+            result,
+            config=result.config or {},
+            complete=self.is_complete(result, self.config),
+            seconds=time.perf_counter() - self.began,
+            subject=result.subject,
+        )
+        self.pending, self.last = None, time.perf_counter()
+
+
+class Bars:
+    """A progress bar for each part of an analysis, on stderr."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.part: str | None = None
+        self.bar: Any = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the current bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def report(self, part: str, done: int, total: int | None, note: str) -> None:
+        """Show how far a part is."""
+        from tqdm import tqdm
+
+        if part != self.part:
+            self.close()
+            self.part = part
+            self.bar = tqdm(
+                total=total, initial=done, desc=part, unit="product", disable=self.quiet, dynamic_ncols=True,
+                mininterval=0.2, file=sys.stderr,
+            )  # fmt: skip
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+
+def report(
+    result: AnalysisResult, seconds: float, out: Path, figure: Path | None, *, as_json: bool, fresh: bool = True
+) -> None:
+    """Print the table, or JSON, and the paths written."""
+    subject = result.subject or {}
+    if as_json:
+        content = {
+            result.analysis: plain(result),
+            "config": result.config,
+            "subject": subject,
+            "seconds": seconds,
+            "run_file": str(out),
+            "figure": str(figure) if figure else None,
+        }
+        print(json.dumps(plain(content), indent=2, default=str))
+        return
+    from ext import status
+
+    print(describe(subject))
+    print(status())
+    print(table(result.rows()))
+    print(f"\ntime      {seconds:.1f} s{'' if fresh else ' (already in the run file; --restart computes it anew)'}")
+    print(f"run file  {out}")
+    if figure:
+        print(f"figure    {figure}")
+
+
+def describe(subject: Mapping[str, Any]) -> str:
+    """What the numbers are of, in one line."""
+    name = Path(str(subject["checkpoint"])).stem
+    return (
+        f"{name} ({subject['model']}): {subject['images']:,} images of {subject['data']}, {subject['mode']} mode, "
+        f"weight decay {subject['weight_decay']:g}, {subject['dtype']} on {subject['device']}, seed {subject['seed']}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned columns: quantity, value ± error, remark."""
+    cells = []
+    for quantity, value, error, remark in rows:
+        number = f"{value:d}" if isinstance(value, int) else f"{value:.5g}"
+        cells.append((quantity, number, "" if error is None else f"± {error:.2g}", remark))
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    return "\n".join(
+        f"  {quantity:<{widths[0]}}  {value:>{widths[1]}} {error:<{widths[2]}}  {remark}".rstrip()
+        for quantity, value, error, remark in cells
+    )

@@ -1,0 +1,5 @@
+"""`python -m analyze.hessian --ckpt ...`."""
+
+from analyze.cli import main
+
+main("hessian")
