@@ -53,9 +53,7 @@ def only_input_errors(path: str | os.PathLike) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # h5py raises any of a dozen types for a damaged file; none of them is a bug of ours
+    except Exception as error:  # h5py raises any of a dozen types for a damaged file; none of them is a bug of ours
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{path} can't be read: damaged, or not an HDF5 file ({lines[0][:200]})") from error
 
@@ -93,9 +91,7 @@ def _check_format(path: str | os.PathLike) -> None:
     if len(head) < 9 or not head.startswith(_SIGNATURE):
         raise InputError(f"{path} is {'empty' if not head else 'not an HDF5 file'}")
     if head[8] < 2:
-        raise InputError(
-            f"{path} is an HDF5 file of the format before 1.8, without checksums; a run file never is"
-        )
+        raise InputError(f"{path} is an HDF5 file of the format before 1.8, without checksums; a run file never is")
 
 
 def _check_heaps(path: str | os.PathLike) -> None:
@@ -137,9 +133,7 @@ class _Inspection:
         self.total = 0
 
     def refuse(self, name: str, why: str) -> None:
-        raise InputError(
-            f"{self.path}: {name or '/'!r} {why}; a run file holds no such thing, so it isn't read"
-        )
+        raise InputError(f"{self.path}: {name or '/'!r} {why}; a run file holds no such thing, so it isn't read")
 
     def walk(self, file: h5py.File) -> None:
         root = h5g.open(file.id, b"/")
@@ -249,9 +243,7 @@ def read_array(dataset: h5py.Dataset, *, max_bytes: int = MAX_BYTES) -> np.ndarr
         return _read_strings(dataset, max_bytes)
     values = np.empty(dataset.shape, dataset.dtype)
     if values.nbytes > max_bytes:
-        raise InputError(
-            f"{dataset.file.filename}: {dataset.name!r} has {values.nbytes} bytes, over {max_bytes}"
-        )
+        raise InputError(f"{dataset.file.filename}: {dataset.name!r} has {values.nbytes} bytes, over {max_bytes}")
     if values.size:
         dataset.read_direct(values)
     return values
@@ -261,14 +253,13 @@ def _read_strings(dataset: h5py.Dataset, max_bytes: int) -> np.ndarray:
     """Read few at a time: a stranger's may all share one huge text, and `<U` pads each to the longest."""
     where = f"{dataset.file.filename}: {dataset.name!r}"
     if dataset.ndim > 1:
-        raise InputError(
-            f"{where} is an array of strings with {dataset.ndim} dimensions; only 0 or 1 are read"
-        )
+        raise InputError(f"{where} is an array of strings with {dataset.ndim} dimensions; only 0 or 1 are read")
     source = dataset.asstr("utf-8", "strict")
     count = dataset.size
     step = max(1, max_bytes // max(1, dataset.file.id.get_filesize()))
     blocks = range(0, count, step) if dataset.ndim else ()
-    texts, longest = [], 1
+    texts: list[str] = []
+    longest = 1
     for block in (source[start : start + step] for start in blocks) if dataset.ndim else ([source[()]],):
         texts.extend(block)
         longest = max(longest, *map(len, block))
@@ -299,9 +290,7 @@ def _checked_text(owner: h5py.Group | h5py.Dataset, name: str, value: Any) -> An
     if isinstance(value, str):
         value.encode("utf-8")  # h5py smuggles broken UTF-8 in as surrogates; they can't be printed
         if len(value) > MAX_TEXT:
-            raise InputError(
-                f"{owner.file.filename}: {owner.name}@{name} is a text of over {MAX_TEXT} characters"
-            )
+            raise InputError(f"{owner.file.filename}: {owner.name}@{name} is a text of over {MAX_TEXT} characters")
     return value
 
 
@@ -339,9 +328,7 @@ def _copy_group(source: h5py.Group, target: h5py.Group, skip: str, copied: dict)
             copied[h5o.get_info(old).addr] = (child, target[name])
 
 
-def _copy_attributes(
-    source: h5py.Group | h5py.Dataset, target: h5py.Group | h5py.Dataset, skip: set[str]
-) -> None:
+def _copy_attributes(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5py.Dataset, skip: set[str]) -> None:
     for name in set(source.attrs) - _SCALE_LISTS - skip:
         old = h5a.open(source.id, name.encode())
         new = h5a.create(target.id, name.encode(), old.get_type(), old.get_space())

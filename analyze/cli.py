@@ -114,9 +114,7 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
         else:
             with Bars(quiet=shared.quiet) as bars:
                 try:
-                    result = compute.compute(
-                        subject, config, previous=previous, save=saver.offer, progress=bars.report
-                    )
+                    result = compute.compute(subject, config, previous=previous, save=saver.offer, progress=bars.report)
                 except KeyboardInterrupt:
                     saver.flush()
                     bars.close()
@@ -161,7 +159,13 @@ class _Saver:
     """Writes partial results, at most every few seconds."""
 
     def __init__(self, file: RunFile, name: str, config: Any, is_complete: Any, began: float):
-        self.file, self.name, self.config, self.is_complete, self.began = file, name, config, is_complete, began
+        self.file, self.name, self.config, self.is_complete, self.began = (
+            file,
+            name,
+            config,
+            is_complete,
+            began,
+        )
         self.pending: AnalysisResult | None = None
         self.last = -SAVE_SECONDS
 
@@ -222,7 +226,13 @@ class Bars:
 
 
 def report(
-    result: AnalysisResult, seconds: float, out: Path, figure: Path | None, *, as_json: bool, fresh: bool = True
+    result: AnalysisResult,
+    seconds: float,
+    out: Path,
+    figure: Path | None,
+    *,
+    as_json: bool,
+    fresh: bool = True,
 ) -> None:
     """Print the table, or JSON, and the paths written."""
     subject = result.subject or {}

@@ -12,9 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from analyze.run import RunFile, array, open_run
-
-__all__ = ["AnalysisResult", "Progress", "Row", "array", "plain", "silent"]
+from analyze.run import RunFile, open_run
 
 Self = TypeVar("Self", bound="AnalysisResult")
 

@@ -17,7 +17,6 @@ A save replaces the file as a whole, so whoever reads it finds a complete one, w
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -25,20 +24,17 @@ import platform
 import re
 import shlex
 import shutil
-import socket
 import sys
-import types
-import typing
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
 
+from analyze._lock import exclusive
 from analyze._safe_hdf5 import (
     MAX_BYTES,
     MAX_TEXT,
@@ -46,212 +42,14 @@ from analyze._safe_hdf5 import (
     copy_contents,
     only_input_errors,
     open_checked,
-    read_array,
     read_attributes,
 )
+from analyze.arrays import ResultType, read_result, write_result
 from data_cache.errors import InputError
 
 FORMAT = "landscope"
 VERSION = 1
 _RESERVED = {"format", "version", "command", "created", "modified"}
-
-_SCALARS = (bool, int, float, str)
-
-ResultType = TypeVar("ResultType")
-
-
-# Results: dataclasses of arrays <-> HDF5 groups
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    dims: tuple[str, ...] | None
-    unit: str
-    doc: str
-
-
-def array(*dims: str, unit: str = "", doc: str = "") -> Any:
-    """A field of a result that holds an array with these named dimensions, or a scalar if there are none.
-
-    Numbers up to 64 bits, booleans, and strings in at most one dimension. The field may also be annotated
-    `bool`, `int`, `float` or `str` (without dimensions), and comes back as that; `| None` lets it be absent.
-    A field with one dimension and the same name is that dimension's coordinate. Write units in short ("s",
-    not "seconds": xarray turns a unit "seconds" into timedeltas).
-    """
-    if len(set(dims)) < len(dims):
-        raise ValueError(f"dimensions of an array need different names, not {dims}")
-    return dataclasses.field(metadata={"array": _Array(dims, unit, doc)})
-
-
-def arrays(*, unit: str = "", doc: str = "") -> Any:
-    """A field that holds a dict of arrays of any shapes, such as one for each parameter of a model.
-
-    It becomes a sub-group. Its dimensions are named by axis and length: an 8x3 array has the dimensions
-    `axis0_8` and `axis1_3`.
-    """
-    return dataclasses.field(metadata={"array": _Array(None, unit, doc)})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    name: str
-    type: Any
-    optional: bool
-    array: _Array | None
-
-
-def _members(cls: type) -> list[_Member]:
-    """How the fields of a result dataclass are stored; a field that can't be is a TypeError."""
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise TypeError(f"a result is a dataclass, not {cls!r}")
-    hints = typing.get_type_hints(cls)
-    members = []
-    for field in dataclasses.fields(cls):
-        choices = [hints[field.name]]
-        if typing.get_origin(choices[0]) in (typing.Union, types.UnionType):
-            choices = list(typing.get_args(choices[0]))
-        kind = next(choice for choice in choices if choice is not type(None))
-        spec = field.metadata.get("array")
-        if spec is None and not dataclasses.is_dataclass(kind):
-            raise TypeError(
-                f"{cls.__name__}.{field.name} is neither declared by array() nor a result dataclass"
-            )
-        members.append(_Member(field.name, kind, type(None) in choices, spec))
-    return members
-
-
-def write_result(group: h5py.Group, result: Any) -> None:
-    """Write a result dataclass into an empty group, with dimension scales, units and descriptions.
-
-    Raises ValueError if arrays don't fit their dimensions or each other, or hold what a run file can't.
-    """
-    datasets, nested = {}, {}
-    for member in _members(type(result)):
-        value = getattr(result, member.name)
-        if value is None and member.optional:
-            continue
-        if member.array is None:
-            nested[member.name] = value
-        elif member.array.dims is None:
-            nested[member.name] = {key: (item, member.array) for key, item in value.items()}
-        else:
-            if member.type in _SCALARS:
-                if value == value and member.type(value) != value:
-                    raise ValueError(
-                        f"{member.name!r} is declared as {member.type.__name__}, but is {value!r}"
-                    )
-                value = member.type(value)
-            datasets[member.name] = (_storable(member.name, value), member.array)
-    _write_datasets(group, datasets, reserved=set(nested))
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            _write_datasets(
-                group.create_group(name), {key: _anonymous(key, *item) for key, item in value.items()}
-            )
-        else:
-            write_result(group.create_group(name), value)
-
-
-def read_result(group: h5py.Group, cls: type[ResultType], *, max_bytes: int = MAX_BYTES) -> ResultType:
-    """Read what `write_result` wrote; InputError if the group doesn't hold a `cls`."""
-    members = _members(cls)
-    where = f"{group.file.filename}: {group.name!r}"
-    with only_input_errors(group.file.filename):
-        values, lengths = {}, {}
-        for member in members:
-            stored = group.get(member.name)
-            if stored is None and member.optional:
-                values[member.name] = None
-                continue
-            is_group = member.array is None or member.array.dims is None
-            if not isinstance(stored, h5py.Group if is_group else h5py.Dataset):
-                raise InputError(f"{where} lacks {member.name!r}, so it doesn't hold {cls.__name__}")
-            if member.array is None:
-                values[member.name] = read_result(stored, member.type, max_bytes=max_bytes)
-            elif member.array.dims is None:
-                values[member.name] = {
-                    key: read_array(item, max_bytes=max_bytes)
-                    for key, item in stored.items()
-                    if isinstance(item, h5py.Dataset) and not h5py.h5ds.is_scale(item.id)
-                }
-            else:
-                _check_shape(f"{where}/{member.name}", stored.shape, member.array.dims, lengths, InputError)
-                value = read_array(stored, max_bytes=max_bytes)
-                values[member.name] = member.type(value.item()) if member.type in _SCALARS else value
-    return cls(**values)
-
-
-def _storable(name: str, value: Any) -> np.ndarray:
-    values = np.asarray(value)
-    if values.dtype.kind in "OTU":
-        texts = values.astype(object).ravel()
-        if values.ndim > 1 or not all(isinstance(text, str) and "\0" not in text for text in texts):
-            raise ValueError(
-                f"{name!r} is neither numbers nor a string nor a list of strings (without NUL characters)"
-            )
-        for text in texts:
-            text.encode("utf-8")
-        return values.astype(object)
-    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
-        raise ValueError(
-            f"{name!r} has the type {values.dtype}; numbers up to 64 bits, booleans and strings can be stored"
-        )
-    return values
-
-
-def _anonymous(name: str, value: Any, spec: _Array) -> tuple[np.ndarray, _Array]:
-    values = _storable(name, value)
-    dims = tuple(f"axis{axis}_{length}" for axis, length in enumerate(values.shape))
-    return values, dataclasses.replace(spec, dims=dims)
-
-
-def _check_shape(
-    name: str, shape: tuple[int, ...], dims: tuple[str, ...], lengths: dict[str, int], error: type[ValueError]
-) -> None:
-    if len(shape) != len(dims):
-        raise error(f"{name} has the shape {shape}, but the dimensions {dims}")
-    for dim, length in zip(dims, shape, strict=True):
-        if lengths.setdefault(dim, length) != length:
-            raise error(
-                f"{name} has the shape {shape}, but the dimension {dim!r} also the length {lengths[dim]}"
-            )
-
-
-def _write_datasets(
-    group: h5py.Group, datasets: Mapping[str, tuple[np.ndarray, _Array]], reserved: Iterable[str] = ()
-) -> None:
-    lengths: dict[str, int] = {}
-    for name, (values, spec) in datasets.items():
-        if name in ("", ".", "..") or "/" in name:
-            raise ValueError(f"{name!r} can't be the name of an array")
-        _check_shape(f"{name!r}", values.shape, spec.dims, lengths, ValueError)
-    scales = {}
-    for dim, length in lengths.items():
-        if dim in reserved or (dim in datasets and datasets[dim][1].dims != (dim,)):
-            raise ValueError(
-                f"{dim!r} names a dimension, so the field of this name must be its 1-D coordinate"
-            )
-        values, spec = datasets.get(dim) or (np.arange(length), _Array((dim,), "", f"index along {dim}"))
-        scales[dim] = _write_dataset(group, dim, values, spec)
-        scales[dim].make_scale(dim)
-    for name, (values, spec) in datasets.items():
-        if name not in scales:
-            dataset = _write_dataset(group, name, values, spec)
-            for axis, dim in enumerate(spec.dims):
-                dataset.dims[axis].attach_scale(scales[dim])
-
-
-def _write_dataset(group: h5py.Group, name: str, values: np.ndarray, spec: _Array) -> h5py.Dataset:
-    text = values.dtype.kind == "O"
-    dataset = group.create_dataset(name, values.shape, h5py.string_dtype() if text else values.dtype)
-    if values.size:
-        dataset[()] = values if values.ndim else values.item() if text else values
-    dataset.attrs["units"] = spec.unit or ("" if text else "1")
-    dataset.attrs["long_name"] = spec.doc or name
-    return dataset
-
-
-# Reading
 
 
 class RunReader:
@@ -268,9 +66,7 @@ class RunReader:
         if self.attributes.get("format") != FORMAT or not isinstance(version, int):
             raise InputError(f"{path} is an HDF5 file, but not a run file of {FORMAT}")
         if version > VERSION:
-            raise InputError(
-                f"{path} has the format version {version}; this {FORMAT} reads up to {VERSION}: update it"
-            )
+            raise InputError(f"{path} has the format version {version}; this {FORMAT} reads up to {VERSION}: update it")
 
     @property
     def analyses(self) -> list[str]:
@@ -356,7 +152,7 @@ class RunFile:
             if self._target.is_dir():
                 raise InputError(f"{self.path} is a folder; give --out a file name")
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            resources.enter_context(_exclusive(self._sibling("lock"), self.path))
+            resources.enter_context(exclusive(self._sibling("lock"), self.path))
             self._remove_stale()
             self._check_existing()
             self._write(b"\0" * 4096, replace=False)
@@ -411,12 +207,12 @@ class RunFile:
     def load(self, name: str, cls: type[ResultType]) -> ResultType | None:
         """The stored, perhaps incomplete, result of an analysis; None if there is none."""
         with self._reader() as run:
-            return run and run.load(name, cls)
+            return None if run is None else run.load(name, cls)
 
     def attributes(self, name: str) -> dict[str, Any] | None:
         """The attributes of an analysis, `config` and `subject` as dicts; None if it isn't there."""
         with self._reader() as run:
-            return run and run.group_attributes(name)
+            return None if run is None else run.group_attributes(name)
 
     def check_resume(
         self,
@@ -502,9 +298,7 @@ class RunFile:
         try:
             yield
         except OSError as error:
-            raise InputError(
-                f"{self.path} can't be written: {error.strerror or error}; give another --out"
-            ) from error
+            raise InputError(f"{self.path} can't be written: {error.strerror or error}; give another --out") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -561,85 +355,3 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[library] = "unknown"
     return versions
-
-
-# The lock
-
-
-_descriptors: set[int] = set()
-
-
-def _forget_locks() -> None:
-    for descriptor in _descriptors:
-        os.close(descriptor)
-    _descriptors.clear()
-
-
-if hasattr(os, "register_at_fork"):  # a forked worker that outlives a killed writer must not keep its lock
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
-@contextmanager
-def _exclusive(lock: Path, path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `lock`, which the kernel releases however the process ends.
-
-    The file is removed at the end. A process that opened it before, and locks it after, holds a lock on a
-    file that is gone: it sees that and tries again.
-    """
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        try:
-            _try_lock(descriptor)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                    break
-        except BlockingIOError:
-            holder = "".join(filter(str.isprintable, os.read(descriptor, 200).decode("utf-8", "replace")))
-            os.close(descriptor)
-            raise InputError(
-                f"{path} is being written by another process ({holder or 'just started'}); "
-                "wait for it, or give another --out"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-    _descriptors.add(descriptor)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        if descriptor in _descriptors:
-            _descriptors.discard(descriptor)
-            if os.name == "posix":
-                lock.unlink(missing_ok=True)
-            os.close(descriptor)
-            if (
-                os.name != "posix"
-            ):  # Windows doesn't unlink open files, nor files that the next writer has open
-                with suppress(OSError):
-                    lock.unlink()
-
-
-def _try_lock(descriptor: int) -> None:
-    """Lock, or raise BlockingIOError."""
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # Windows' locks also stop readers, who want the pid
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError from error
-        finally:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        warnings.warn(f"this file system has no locks ({error}): start one writer at a time", stacklevel=2)

@@ -137,12 +137,18 @@ class Subject:
         """A subject from a checkpoint file, or the name of a checkpoint that ships.
 
         Args:
-            ckpt: As `models.load_checkpoint` takes it, with `model` and `model_args`.
+            ckpt: As `models.load_checkpoint` takes it.
             data: `NAME[:SPLIT]` (default: the training split that the checkpoint records), `ImageData`, or any
                 iterable of batches. Images by name are normalised as the checkpoint records.
             weight_decay: Default: what the checkpoint records, 0 where it records none.
-
-        The other arguments are those of `Subject`.
+            model: As in `models.load_checkpoint`.
+            model_args: As in `models.load_checkpoint`.
+            limit: As in `Subject`.
+            batch_size: As in `Subject`.
+            mode: As in `Subject`.
+            device: As in `Subject`.
+            dtype: Floating dtype of weights and images; float32 files stay so unless told.
+            seed: As in `Subject`.
 
         Raises:
             InputError: As `models.load_checkpoint`; also data that is unknown, or has labels that the model has
@@ -236,7 +242,8 @@ class Subject:
         Args:
             parameters: Weights to use in place of the model's own.
             batch: (x, y).
-            index: Which batch it is; with `number`, the Monte Carlo pass, it decides the dropout masks.
+            index: Which batch it is.
+            number: The Monte Carlo pass; with `index` it decides the dropout masks.
         """
         x, y = batch
         # copies: BatchNorm in train mode writes to its buffers
@@ -283,7 +290,11 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 def _as_batches(
-    data: ImageData | Iterable[Batch], batch_size: int, limit: int | None, device: torch.device, dtype: torch.dtype
+    data: ImageData | Iterable[Batch],
+    batch_size: int,
+    limit: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Batches:
     if isinstance(data, ImageData):
         data = data.limit(limit) if limit else data

@@ -7,10 +7,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["augmentation", "datasets", "errors", "paths"],
+    submodules=["augmentation", "catalogue", "embed", "errors", "folders", "image_data", "paths"],
     submod_attrs={
         "augmentation": ["augment", "normalize"],
-        "datasets": ["ImageData", "load"],
+        "catalogue": ["load"],
         "errors": ["InputError", "exit_on_input_error"],
+        "image_data": ["ImageData"],
     },
 )

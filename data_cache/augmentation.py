@@ -36,16 +36,12 @@ def augment(
         InputError: the shapes don't fit, or the padding is negative.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
-        raise InputError(
-            f"augment got {images.dtype} images of shape {tuple(images.shape)}: give uint8 (B,C,H,W)"
-        )
+        raise InputError(f"augment got {images.dtype} images of shape {tuple(images.shape)}: give uint8 (B,C,H,W)")
     if padding < 0:
         raise InputError(f"augment got padding {padding}: give 0 or more pixels")
     indices = np.asarray(indices, dtype=np.int64)
     if indices.shape != (len(images),):
-        raise InputError(
-            f"augment got {len(images)} images and indices {indices.shape}: give one index for each image"
-        )
+        raise InputError(f"augment got {len(images)} images and indices {indices.shape}: give one index for each image")
     _, channels, height, width = images.shape
     top, left, flip = crops_and_flips(seed, epoch, indices, padding)
     rows = top[:, None] + np.arange(height)
@@ -54,9 +50,7 @@ def augment(
     batch = torch.arange(len(images), device=images.device)
     channel = torch.arange(channels, device=images.device)
     padded = F.pad(images, (padding,) * 4)
-    return padded[
-        batch[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :]
-    ]
+    return padded[batch[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :]]
 
 
 def normalize(
@@ -82,9 +76,7 @@ def normalize(
             "give one of each for each channel"
         )
     work = torch.promote_types(dtype, torch.float32)
-    mean_, std_ = (
-        torch.tensor(each, dtype=work, device=images.device)[:, None, None] for each in (mean, std)
-    )
+    mean_, std_ = (torch.tensor(each, dtype=work, device=images.device)[:, None, None] for each in (mean, std))
     return ((images.to(work) / 255 - mean_) / std_).to(dtype)
 
 
@@ -96,9 +88,7 @@ def crops_and_flips(
     key = _mix(key ^ indices.astype(np.uint64))
     # Fixed-point multiplication maps 32 random bits to an offset; its bias is below (2*padding+1) / 2**32.
     offsets = np.uint64(2 * padding + 1)
-    top, left = (
-        ((_hash(key, i) >> np.uint64(32)) * offsets >> np.uint64(32)).astype(np.int64) for i in (0, 1)
-    )
+    top, left = (((_hash(key, i) >> np.uint64(32)) * offsets >> np.uint64(32)).astype(np.int64) for i in (0, 1))
     return top, left, (_hash(key, 2) >> np.uint64(63)).astype(bool)
 
 

@@ -36,9 +36,7 @@ SHA256 = {
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N,28,28), labels uint8 (N,)
 
-_FILTERS = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 23, "lc": 4, "lp": 0, "pb": 0, "nice_len": 273}
-]
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 23, "lc": 4, "lp": 0, "pb": 0, "nice_len": 273}]
 
 
 def read(split: str) -> Arrays | None:
@@ -121,29 +119,21 @@ def read_idx_pair(folder: Path, part: str) -> Arrays:
     """The images uint8 (N,28,28) and labels uint8 (N,) of a part, "train" or "t10k", from idx files."""
     images, labels = (read_idx(folder / f"{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
     if images.shape != (len(labels), 28, 28):
-        raise InputError(
-            f"{folder} has images {images.shape} for {len(labels)} labels: fetch the files again"
-        )
+        raise InputError(f"{folder} has images {images.shape} for {len(labels)} labels: fetch the files again")
     return images, labels
 
 
 def main(arguments: list[str]) -> None:
     """Write train.xz and test.xz into the checkout from the published files in a folder (or Debian's)."""
     if len(arguments) > 1 or any(word.startswith("-") for word in arguments):
-        raise InputError(
-            f"usage: python -m data_cache.embed [FOLDER OF THE FOUR idx .gz FILES, default {DEBIAN}]"
-        )
+        raise InputError(f"usage: python -m data_cache.embed [FOLDER OF THE FOUR idx .gz FILES, default {DEBIAN}]")
     if (checkout := paths.shipped()) is None:
-        raise InputError(
-            "the embedded files belong to a git checkout and this is none: run this from a checkout"
-        )
+        raise InputError("the embedded files belong to a git checkout and this is none: run this from a checkout")
     folder = Path(arguments[0]) if arguments else DEBIAN
     for split, part in (("train", "train"), ("test", "t10k")):
         images, labels = (array[:COUNT] for array in read_idx_pair(folder, part))
         if content_sha256(images, labels) != SHA256[split]:
-            raise InputError(
-                f"{folder} holds other {split} images than those published: fetch the files again"
-            )
+            raise InputError(f"{folder} holds other {split} images than those published: fetch the files again")
         target = checkout / "datasets" / "fashion_mnist" / f"{split}.xz"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encode(images, labels))

@@ -22,3 +22,9 @@ def exit_on_input_error() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first sentence of a foreign error."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(" .:")

@@ -39,7 +39,7 @@ def results() -> Path:
 
 
 def checkpoints() -> dict[str, Path]:
-    """Every checkpoint that a command takes by name: `{name: path}`, sorted; one's own shadow those that ship."""
+    """Checkpoints that commands take by name, `{name: path}`; one's own shadow those that ship."""
     found: dict[str, Path] = {}
     for base in (shipped(), root()):
         if base is not None:

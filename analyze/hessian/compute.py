@@ -50,9 +50,7 @@ def compute(
         result = _begin(subject, operator, config, progress)
         spent = previous.products if previous else 0
         if previous:
-            result = replace(
-                result, extremes=previous.extremes, trace=previous.trace, density=previous.density
-            )
+            result = replace(result, extremes=previous.extremes, trace=previous.trace, density=previous.density)
 
         def keep(**parts: object) -> None:
             nonlocal result

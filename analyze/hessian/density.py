@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .lanczos import KrylovSpace, Operator, dot, multiply, require_finite
+from analyze.hessian.krylov import KrylovSpace, Operator, dot, multiply, require_finite
 
 
 def slq(

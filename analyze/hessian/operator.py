@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from analyze.hessian.lanczos import dot
+from analyze.hessian.krylov import dot
 from analyze.subject import Batch, Subject
 
 
@@ -54,8 +54,7 @@ class HessianOperator:
     def matvec(self, v: Tensor) -> Tensor:
         """H v, (n,) to (n,), summed over batches in the subject's dtype."""
         vectors = [
-            part.view_as(weight)
-            for part, weight in zip(v.split(self._sizes), self._weights.values(), strict=True)
+            part.view_as(weight) for part, weight in zip(v.split(self._sizes), self._weights.values(), strict=True)
         ]
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for index, share, batch in self.subject.weighted_batches():
@@ -106,9 +105,7 @@ class HessianOperator:
         if not pairs:
             return torch.zeros(self.size, dtype=self.dtype, device=self.device)
         outputs, seeds = zip(*pairs, strict=True)
-        return _flat(
-            torch.autograd.grad(outputs, weights, seeds, retain_graph=keep, materialize_grads=True)
-        )
+        return _flat(torch.autograd.grad(outputs, weights, seeds, retain_graph=keep, materialize_grads=True))
 
     def noise_floor(self, seed: int = 0) -> float:
         r"""Relative error of a product, from two random vectors u, v of norm sqrt(n) and three products.

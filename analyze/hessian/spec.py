@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from analyze.results import AnalysisResult, Row, array
+from analyze.arrays import array
+from analyze.results import AnalysisResult, Row
 
 TITLE = "Curvature of the loss: extreme eigenvalues, trace and spectral density of its Hessian"
 SUBJECT_DEFAULTS = {"limit": 256}
@@ -110,7 +111,10 @@ class Result(AnalysisResult):
             Row("gradient norm", self.gradient_norm, None, "0 at a minimum"),
         ]
         if (found := self.extremes) is not None:
-            kinds = (("largest", found.largest, found.largest_residual), ("smallest", found.smallest, found.smallest_residual))
+            kinds = (
+                ("largest", found.largest, found.largest_residual),
+                ("smallest", found.smallest, found.smallest_residual),
+            )
             for kind, values, residuals in kinds:
                 for rank, (value, residual) in enumerate(zip(values, residuals, strict=True), start=1):
                     rows.append(Row(f"{kind} eigenvalue {rank}", value, residual, "residual"))

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyze import _safe_hdf5
-from analyze.run import RunFile, array, arrays, library_versions, open_run, read_result, write_result
+from analyze.arrays import array, arrays, read_result, write_result
+from analyze.run import RunFile, library_versions, open_run
 from data_cache.errors import InputError
 
 IDENTITY = {"checkpoint_sha256": "abc", "checkpoint": "A.safetensors", "seed": 3, "weight_decay": 5e-4}
@@ -102,12 +103,7 @@ def same(a, b):
     if hasattr(a, "__dataclass_fields__"):
         return type(a) is type(b) and same(vars(a), vars(b))
     if isinstance(a, np.ndarray):
-        return (
-            isinstance(b, np.ndarray)
-            and a.dtype == b.dtype
-            and a.shape == b.shape
-            and a.tobytes() == b.tobytes()
-        )
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
@@ -256,9 +252,7 @@ def test_xarray_opens_every_group_with_dimensions_and_units(tmp_path):
             assert data.ring.values.tolist() == [0, 1]
             np.testing.assert_array_equal(data.power, study().power)
             assert data.converged.dtype == bool and data.products == 2**62
-            assert all(
-                "units" in data[name].attrs and "long_name" in data[name].attrs for name in data.variables
-            )
+            assert all("units" in data[name].attrs and "long_name" in data[name].attrs for name in data.variables)
         with xarray.open_dataset(path, engine="h5netcdf", group=f"{group}/extremes") as data:
             assert data.largest.dims == ("rank",) and data.largest.attrs["units"] == "nat"
             assert data.largest.attrs["long_name"] == "largest eigenvalues, descending"
@@ -271,9 +265,7 @@ def test_xarray_opens_every_group_with_dimensions_and_units(tmp_path):
 
 def test_attributes_say_what_the_file_is_of(tmp_path):
     subject = {"batch_size": 32, "model_args": {"width": np.int64(2)}}
-    path = save(
-        tmp_path / "A.h5", config={"b": 1, "a": (1, 2)}, complete=False, subject=subject, rank_count=2
-    )
+    path = save(tmp_path / "A.h5", config={"b": 1, "a": (1, 2)}, complete=False, subject=subject, rank_count=2)
     with open_run(path) as run:
         assert run.attributes.items() >= (IDENTITY | {"format": "landscope", "version": 1}).items()
         assert {"created", "modified", "command", "numpy_version", "torch_version"} <= set(run.attributes)
@@ -347,9 +339,7 @@ def test_library_versions_load_no_torch():
         "import sys; from analyze.run import library_versions\n"
         "print(sorted(library_versions())); assert 'torch' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.split("[")[1] == "'h5py', 'landscope', 'numpy', 'python', 'torch']\n", done.stderr
     assert library_versions()["numpy"] == np.__version__
 
@@ -362,9 +352,7 @@ def test_other_groups_stay_bit_for_bit(tmp_path):
     save(path, "robustness/heat_map")
     before, other = contents(path, "study"), contents(path, "robustness/heat_map")
     for seed in range(3):
-        save(
-            path, "robustness/noise", Counted(np.random.default_rng(seed).random(1000)), config={"seed": seed}
-        )
+        save(path, "robustness/noise", Counted(np.random.default_rng(seed).random(1000)), config={"seed": seed})
     assert contents(path, "study") == before
     assert contents(path, "robustness/heat_map") == other
     with open_run(path) as run:
@@ -385,9 +373,7 @@ def test_repeated_saves_do_not_grow_the_file(tmp_path):
 def test_foreign_compressed_dataset_survives_a_save(tmp_path):
     path = save(tmp_path / "A.h5")
     with h5py.File(path, "a") as file:
-        file.create_dataset(
-            "notes/x", data=np.arange(100.0), chunks=(10,), compression="gzip", maxshape=(None,)
-        )
+        file.create_dataset("notes/x", data=np.arange(100.0), chunks=(10,), compression="gzip", maxshape=(None,))
         file["notes"].attrs["who"] = ["me", "yöu"]
     save(path, "other")
     with h5py.File(path) as file:
@@ -505,9 +491,7 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["A.h5"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"\x89HDF\r\n\x1a\n", b"\0" * 5000, "truncated", "other format"]
-)
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n", b"\0" * 5000, "truncated", "other format"])
 def test_writer_refuses_what_is_not_a_run_file_and_does_not_touch_it(tmp_path, content):
     path = tmp_path / "A.h5"
     if content == "truncated":
@@ -552,9 +536,7 @@ def test_writer_killed_at_any_moment_leaves_a_readable_file(tmp_path):
     def save_forever():
         with RunFile(path, IDENTITY) as run:
             for count in range(1_000_000):
-                run.save(
-                    "loop", Counted(np.full(50_000, count)), config={"n": count}, complete=False, seconds=0
-                )
+                run.save("loop", Counted(np.full(50_000, count)), config={"n": count}, complete=False, seconds=0)
 
     for _ in range(10):
         inode, deadline = path.stat().st_ino, time.monotonic() + 60

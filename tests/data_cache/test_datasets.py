@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import io as scipy_io
 
 from data_cache import ImageData, InputError, augment, embed, load, normalize, paths
-from data_cache.datasets import decode_image
+from data_cache.folders import decode_image
 
 needs_debian = pytest.mark.skipif(
     not embed.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
@@ -45,9 +45,7 @@ def cache(tmp_path, monkeypatch):
 def small():
     """Ten distinct odd-sized images with labels 0, 1, 2."""
     images = torch.randint(256, (10, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageData.from_arrays(
-        images, torch.arange(10) % 3, name="small", mean=(0.1, 0.2, 0.3), std=(1, 2, 3)
-    )
+    return ImageData.from_arrays(images, torch.arange(10) % 3, name="small", mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
 
 
 def sentence(error):
@@ -76,9 +74,7 @@ def test_embedded_files_equal_the_published_ones(split, part, count):
     images, labels = embed.read(split)
     # Parsed here by header offsets alone, not by the code under test.
     raw = {
-        kind: np.frombuffer(
-            gzip.decompress((embed.DEBIAN / f"{part}-{kind}-ubyte.gz").read_bytes()), np.uint8
-        )
+        kind: np.frombuffer(gzip.decompress((embed.DEBIAN / f"{part}-{kind}-ubyte.gz").read_bytes()), np.uint8)
         for kind in ("images-idx3", "labels-idx1")
     }
     assert (images == raw["images-idx3"][16:].reshape(-1, 28, 28)[:count]).all()
@@ -195,9 +191,7 @@ def test_mnist_is_read_from_torchvisions_files(tiny_mnist):
     data = load("mnist:test", download=False)
     images, labels = data.read(range(6))
     assert (images[:, 1, 2:30, 2:30].numpy() == tiny_mnist[1]).all()
-    assert (
-        images.shape == (6, 3, 32, 32) and labels.tolist() == list(range(6)) and labels.dtype == torch.int64
-    )
+    assert images.shape == (6, 3, 32, 32) and labels.tolist() == list(range(6)) and labels.dtype == torch.int64
     assert data.classes == tuple("0123456789") and data.mean == (0.1307,) * 3 and data.std == (0.3081,) * 3
 
 
@@ -249,9 +243,7 @@ def test_absent_set_without_a_network_is_one_sentence_and_quiet(name, download, 
     assert capsys.readouterr().out == ""
 
 
-def test_full_fashion_mnist_without_debians_package_is_looked_for_in_torchvisions_folder(
-    cache, tmp_path, monkeypatch
-):
+def test_full_fashion_mnist_without_debians_package_is_looked_for_in_torchvisions_folder(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "DEBIAN", tmp_path / "absent")
     with pytest.raises(InputError) as error:
         load("fashion_mnist:full")
@@ -368,9 +360,7 @@ def test_augmented_batches_depend_on_the_published_index_not_on_the_batch_or_the
     assert torch.equal(whole, expected)
     assert torch.equal(torch.cat([x for x, _ in small.batches(3, augmentation=(3, 1))]), whole)
     limited = small.limit(4)
-    assert torch.equal(
-        torch.cat([x for x, _ in limited.batches(3, augmentation=(3, 1))]), whole[limited.indices]
-    )
+    assert torch.equal(torch.cat([x for x, _ in limited.batches(3, augmentation=(3, 1))]), whole[limited.indices])
     assert not torch.equal(torch.cat([x for x, _ in small.batches(10, augmentation=(3, 2))]), whole)
 
 
@@ -504,11 +494,7 @@ def test_folder_classes_are_sorted_sub_folders(where, tree):
         "zebra/a.png",
         "zebra/b.JPEG",
     ]
-    assert (
-        data.shape == (3, 224, 224)
-        and data.mean == (0.485, 0.456, 0.406)
-        and data.std == (0.229, 0.224, 0.225)
-    )
+    assert data.shape == (3, 224, 224) and data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
     assert load(data.spec).labels.tolist() == data.labels.tolist()
 
 
@@ -517,11 +503,7 @@ def test_folder_images_of_every_kind_become_rgb_without_a_warning(tree):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images, labels = data.read([4, 0, 1, 2, 3])
-    assert (
-        images.shape == (5, 3, 224, 224)
-        and images.dtype == torch.uint8
-        and labels.tolist() == [1, 0, 0, 0, 1]
-    )
+    assert images.shape == (5, 3, 224, 224) and images.dtype == torch.uint8 and labels.tolist() == [1, 0, 0, 0, 1]
     assert torch.equal(images[2, 0], images[2, 1])  # grey
     assert images[1].flatten(1).unique(dim=1).shape == (3, 1)  # one pixel, one colour
     assert [len(y) for _, y in data.batches(2)] == [2, 2, 1]
@@ -631,7 +613,7 @@ def test_importing_the_room_loads_no_torch():
     script = (
         "import sys, data_cache; from data_cache import InputError, paths, errors, exit_on_input_error; "
         "assert 'torch' not in sys.modules and 'PIL' not in sys.modules; "
-        "names = {'load', 'ImageData', 'augment', 'normalize', 'datasets', 'augmentation'}; "
+        "names = {'load', 'ImageData', 'augment', 'normalize', 'catalogue', 'augmentation'}; "
         "assert names <= set(dir(data_cache))"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(paths.shipped()).parent)

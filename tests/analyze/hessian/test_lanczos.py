@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from analyze.hessian.lanczos import KrylovSpace, extreme_eigenpairs
+from analyze.hessian.krylov import KrylovSpace
+from analyze.hessian.lanczos import extreme_eigenpairs
 
 DTYPES = [torch.float32, torch.float64]
 # Rounding the matrix moves its eigenvalues by eps times its norm, and float32 products add some eps to that.
@@ -126,9 +127,7 @@ def test_residuals_include_what_makes_the_products_unsymmetric(basis_size):
     noise = torch.from_numpy(1e-3 * np.random.default_rng(1).normal(size=(300, 300)) / np.sqrt(300))
     operator = rotated(SPECTRA["outliers"])
     operator.matrix = operator.matrix + noise
-    pairs = extreme_eigenpairs(
-        operator, largest=3, smallest=0, tolerance=1e-9, max_products=60, basis_size=basis_size
-    )
+    pairs = extreme_eigenpairs(operator, largest=3, smallest=0, tolerance=1e-9, max_products=60, basis_size=basis_size)
     explicit = explicit_residuals(operator, pairs.largest, pairs.largest_vectors)
     assert (explicit > 1e-4).all()
     # what restarts drop is added as if it were at right angles to what comes later
@@ -260,10 +259,10 @@ def test_values_closer_than_the_tolerance_are_found_with_multiplicity():
 
 
 def test_a_new_vector_has_to_converge_before_copies_are_ruled_out():
-    # the space closes after 10 products; the copies show up only some products after the next vector
-    spectrum = np.repeat(np.linspace(1, 10, 10), 20)
-    pairs = extreme_eigenpairs(diagonal(spectrum), largest=2, smallest=0, tolerance=1e-13, floor=0.0)
-    np.testing.assert_allclose(pairs.largest, [10, 10], rtol=1e-12)
+    # the space closes after 4 products; from the next vector, the copies emerge only after some more
+    spectrum = np.repeat([1.0, 2.0, 9.0, 10.0], [5000, 5000, 5, 3])
+    pairs = extreme_eigenpairs(diagonal(spectrum), largest=3, smallest=0)
+    np.testing.assert_allclose(pairs.largest, [10, 10, 10], rtol=1e-3)
 
 
 def test_a_small_residual_alone_is_not_believed():
@@ -306,8 +305,7 @@ def test_product_counts_match_the_published_measurements():
     rng = np.random.default_rng(0)
     spectrum = np.r_[np.minimum(0.01 * rng.pareto(2, 19990), 5), np.geomspace(8, 100, 10)]
     counts = [
-        extreme_eigenpairs(diagonal(spectrum), largest=5, smallest=0, tolerance=1e-2, seed=s).products
-        for s in range(5)
+        extreme_eigenpairs(diagonal(spectrum), largest=5, smallest=0, tolerance=1e-2, seed=s).products for s in range(5)
     ]
     assert max(counts) <= 17
 
@@ -348,9 +346,7 @@ def test_same_seed_same_result_and_the_global_generators_are_untouched():
 
 def test_progress_is_told_after_each_product():
     seen = []
-    pairs = extreme_eigenpairs(
-        rotated(SPECTRA["outliers"]), largest=3, on_product=lambda *report: seen.append(report)
-    )
+    pairs = extreme_eigenpairs(rotated(SPECTRA["outliers"]), largest=3, on_product=lambda *report: seen.append(report))
     assert [count for count, _, _ in seen] == list(range(1, pairs.products + 1))
     assert [len(values) for _, values, _ in seen[:4]] == [1, 2, 3, 3]
     np.testing.assert_allclose(seen[-1][1], pairs.largest)
