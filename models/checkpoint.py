@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -9,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_cache import InputError, paths
+from models.randomness import fixed_randomness
 from models.registry import get_model, names
 
 FORMAT = "landscope"
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# what a file may have built without being asked: nothing that imports, downloads or opens what it names
+_LIBRARY_MODEL = re.compile(r"torchvision:\w+|timm:[\w.]+")
+_LIBRARY_SOURCE = re.compile("path|pretrained|weights|cache|file|url")
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}.") from None
+    finally:
+        with contextlib.suppress(OSError):  # it is gone after the renaming
+            temporary.unlink()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -85,7 +91,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, {}
     try:
         return tensors, {key: json.loads(value) for key, value in header.items()}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: the metadata is not JSON; fetch or save the checkpoint again.") from None
 
 
@@ -100,16 +106,16 @@ def _read_pickle(path: Path) -> Any:
             f"{path} is not a file of tensors, or holds Python objects beside them{what}; nothing in it was run: "
             "save the model's state_dict() instead."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError, TypeError):
+    except Exception:  # broken bytes can make torch's reader raise anything
         raise InputError(f"{path} is cut short or no PyTorch checkpoint; fetch or save it again.") from None
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The file meant by a path or by the name of a shipped or own checkpoint."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name_or_path))  # os.path, for it answers no where pathlib raises
+    if os.path.isfile(path):
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder; --ckpt takes a checkpoint file.")
     known = paths.checkpoints()
     if (name := str(name_or_path)) in known:
@@ -147,46 +153,52 @@ def load_checkpoint(
         raise InputError(f"{path} is empty; fetch or save it again.")
     if path.suffix == ".safetensors":
         state, metadata = read_tensors(path)
-        stored_name, stored_args = metadata.pop("model", None), metadata.pop("kwargs", {})
+        stored_name, stored_args = _canonical_name(metadata.pop("model", None)), metadata.pop("kwargs", {})
+        if not isinstance(stored_args, dict):
+            raise InputError(f"{path}: the metadata's kwargs are no mapping; save the checkpoint again.")
     else:
         state, stored_name = _unwrap(path, _read_pickle(path))
         metadata, stored_args = {}, {}
-    stored_name = _canonical_name(stored_name)
-    name = model or stored_name
+    asked = _canonical_name(model)
+    name = asked or stored_name
     if name is None:
         raise InputError(f"{path} does not say which network it is of; give --model (and --model-args).")
-    if stored_name and model and _canonical_name(model) != stored_name:
+    if asked is None:
+        _refuse_code(path, name, stored_args)
+    if stored_name and asked and asked != stored_name:
         raise InputError(f"{path} is of {stored_name}, not of {model}; leave --model out or give another file.")
     state = _strip_wrappers(state)
     if not state:
         raise InputError(f"{path} holds no weights.")
     kwargs = {**stored_args, **(model_args or {})}
     for key, value in stored_args.items():
-        if kwargs[key] != value:
+        if _listed(kwargs[key]) != _listed(value):
             raise InputError(f"{path} was built with {key}={value!r}, not {kwargs[key]!r}.")
     if name in names():
         state = from_how_do_vits_work(state)
         if "num_classes" not in kwargs and (classes := _classes_of(state)):
             kwargs["num_classes"] = classes
-    network = build_model(name, kwargs)
-    _load_state(path, name, network, state)
+        with torch.device("meta"):  # no file makes us build a larger network than its weights fill
+            _check_fit(path, name, _build(path, name, kwargs).state_dict(), state)
+    network = _build(path, name, kwargs)
+    expected = network.state_dict()
+    _check_fit(path, name, expected, state)
+    network.load_state_dict({**expected, **state})
     return Checkpoint(network.eval(), name, kwargs, metadata, path, file_sha256(path))
 
 
 def build_model(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """A network by zoo name, `torchvision:NAME`, `timm:NAME` or `package.module:factory`, with fresh weights."""
     source, colon, target = name.partition(":")
-    if not colon:
-        return get_model(name, **kwargs)
     try:
+        if not colon:
+            return get_model(name, **kwargs)
         if source == "torchvision":
             import torchvision
 
             network = torchvision.models.get_model(target, weights=None, **kwargs)
         elif source == "timm":
-            network = _import("timm", "pip install 'landscope[timm]'").create_model(
-                target, pretrained=False, **kwargs
-            )
+            network = _import("timm", "pip install 'landscope[timm]'").create_model(target, pretrained=False, **kwargs)
         else:
             factory = getattr(_import(source, "give --model as package.module:factory"), target, None)
             if not callable(factory):
@@ -195,16 +207,42 @@ def build_model(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # whatever a factory of the user's raises is the user's to read
-        raise InputError(f"building {name} failed with {type(error).__name__}: {error}") from error
+        told = " ".join(str(error).split())
+        raise InputError(f"building {name} failed with {type(error).__name__}: {told}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module.")
     return network
 
 
+def _build(path: Path, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """`build_model` for a file: errors name the file, and the global random state stays as it was."""
+    try:
+        with fixed_randomness("cpu", 0):
+            return build_model(name, kwargs)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error.__cause__
+
+
+def _refuse_code(path: Path, name: str, kwargs: Mapping[str, Any]) -> None:
+    """A file alone names only the zoo's networks and those of torchvision and timm, with harmless arguments."""
+    if ":" not in name:
+        return
+    if not _LIBRARY_MODEL.fullmatch(name):
+        raise InputError(f"{path} wants {name!r} run to build its network; if you trust that, give --model {name!r}.")
+    for key in kwargs:
+        if _LIBRARY_SOURCE.search(key):
+            raise InputError(f"{path} wants {name} built with {key}; if you trust that, give --model {name}.")
+
+
+def _listed(value: Any) -> Any:
+    """JSON has lists only."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _import(module: str, advice: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise InputError(f"cannot import {module} ({error}); {advice}.") from None
 
 
@@ -218,33 +256,37 @@ def _canonical_name(name: Any) -> str | None:
 
 
 def _unwrap(path: Path, content: Any) -> tuple[Any, str | None]:
-    """The state dict inside a `torch.save` file, and the name stored beside it."""
-    name = content.get("name") if isinstance(content, Mapping) else None
+    """The state dict inside a `torch.save` file, and the zoo's name stored beside it, if any."""
+    name = _canonical_name(content.get("name")) if isinstance(content, Mapping) else None
     for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} holds no state dict (a mapping of names to tensors).")
-    return content, name
+    if not isinstance(content, Mapping) or not all(map(_is_entry, content, content.values())):
+        raise InputError(f"{path} holds no state dict (a mapping of names to dense tensors).")
+    return content, name if name in names() else None
+
+
+def _is_entry(key: Any, value: Any) -> bool:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return isinstance(key, str) and dense and value.device.type == "cpu"
 
 
 def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove what DataParallel and torch.compile put before every key."""
     state = dict(state)
-    for prefix in _WRAPPER_PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while state and (prefix := next((p for p in _WRAPPER_PREFIXES if all(key.startswith(p) for key in state)), None)):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
 def _classes_of(state: Mapping[str, Tensor]) -> int | None:
     biases = [value for key, value in state.items() if re.fullmatch(r"classifier\.\d\.dense3?\.bias", key)]
-    return len(biases[0]) if biases else None
+    return biases[0].numel() if biases else None
 
 
-def _load_state(path: Path, name: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    expected = network.state_dict()
+def _check_fit(path: Path, name: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose keys, shapes or values are not those of a trained network."""
     # files older than PyTorch 0.4.1 have no batch counters; they play no part outside training
     absent = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in expected]
@@ -260,7 +302,6 @@ def _load_state(path: Path, name: str, network: nn.Module, state: Mapping[str, T
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"{path}: {key} holds NaN or infinity; the training probably diverged.")
-    network.load_state_dict({**expected, **state})
 
 
 _VITS_CONV = re.compile(r"(layer\d\.\d+\.)conv(\d)\.(\d)\.(\w+)")
@@ -273,10 +314,11 @@ def from_how_do_vits_work(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     There `conv2.0.weight, conv2.1.*` are a convolution and its norm in a ResNet, and in a pre-activation
     ResNet `bn.*` is the first norm, `conv2.0.*, conv2.2.weight` a norm and the convolution after it.
     """
-    preactivation = any(_VITS_PREACTIVATION_BN.fullmatch(key) for key in state)
+    # VGG has bn.* too, but no conv1
+    preactivation = "layer1.0.bn.weight" in state and "layer1.0.conv1.weight" in state
 
     def rename(key: str) -> str:
-        if match := _VITS_PREACTIVATION_BN.fullmatch(key):
+        if preactivation and (match := _VITS_PREACTIVATION_BN.fullmatch(key)):
             return f"{match[1]}bn1.{match[2]}"
         if match := _VITS_CONV.fullmatch(key):
             block, number, position, leaf = match.groups()

@@ -286,7 +286,7 @@ CLASSIFIER_BLOCKS = _by_name(
 
 
 def _lookup(kind: str, table: dict[str, type[nn.Module]], name: str) -> type[nn.Module]:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"there is no {kind} block named {name!r}; there are {', '.join(table)}.")
     return table[name]
 
@@ -340,7 +340,4 @@ def mc_dropout(monte_carlo: bool, rate: float | None, default: float) -> nn.Modu
     """`MCDropout` at `rate` (or `default`) for Monte Carlo variants, else the identity."""
     if not monte_carlo:
         return nn.Identity()
-    rate = default if rate is None else rate
-    if not 0 <= rate < 1:
-        raise InputError(f"the dropout rate must be in [0, 1), not {rate}.")
-    return MCDropout(rate)
+    return MCDropout(default if rate is None else rate)

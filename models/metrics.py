@@ -67,7 +67,7 @@ class Metrics:
     def nll_stderr(self) -> float:
         """Standard error of `mean_nll` over images."""
         variance = (self.nll_sq / self.count - self.mean_nll**2) * self.count / max(1, self.count - 1)
-        return float(np.sqrt(max(0.0, variance) / self.count))
+        return float(np.sqrt(np.maximum(0.0, variance) / self.count))  # NaN stays NaN
 
     @property
     def accuracy(self) -> float:
@@ -124,7 +124,7 @@ def evaluate(
             members = []
             for number in range(passes):
                 with fixed_randomness(x.device, seed, number, index):
-                    members.append(torch.log_softmax(model(x).float(), dim=-1))
+                    members.append(torch.log_softmax(model(x).double(), dim=-1))
             batch = Metrics.of(mean_log_probability(members), y)
             total = batch if total is None else total + batch
             if progress:

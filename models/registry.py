@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,9 +53,42 @@ class Options:
         for name in ("num_sblocks", "sfilter"):  # JSON metadata gives lists
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        for name in ("width", "hidden", "groups", "width_per_group"):
-            if not (isinstance(value := getattr(self, name), int) and value > 0):
-                raise InputError(f"{name} must be a positive whole number, not {value!r}.")
+        for name, (expected, accepts) in _EXPECTED.items():
+            if not accepts(value := getattr(self, name)):
+                raise InputError(f"{name} must be {expected}, not {value!r}.")
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_PAD_MODES = ("constant", "zero", "reflect", "replicate", "circular")
+_POSITIVE_WHOLE = ("a positive whole number", _whole)
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "width": _POSITIVE_WHOLE,
+    "hidden": _POSITIVE_WHOLE,
+    "groups": _POSITIVE_WHOLE,
+    "width_per_group": _POSITIVE_WHOLE,
+    "stem": ("true or false", lambda value: isinstance(value, bool)),
+    "rate": ("in [0, 1)", lambda value: value is None or (_number(value) and 0 <= value < 1)),
+    "num_sblocks": (
+        "whole numbers up to 100, one a stage",
+        lambda value: (
+            value is None or (isinstance(value, tuple) and all(_whole(count, 0) and count <= 100 for count in value))
+        ),
+    ),
+    "temp": ("a positive number", lambda value: value is None or (_number(value) and value > 0)),
+    "thr": ("a positive number", lambda value: _number(value) and value > 0),
+    "sfilter": (
+        "numbers with a positive sum",
+        lambda value: isinstance(value, tuple) and all(map(_number, value)) and sum(value) > 0,
+    ),
+    "pad_mode": (f"one of {', '.join(_PAD_MODES)}", lambda value: value in _PAD_MODES),
+}
 
 
 class Entry(NamedTuple):
@@ -105,7 +139,7 @@ def names() -> list[str]:
     return list(_registry())
 
 
-def get_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+def get_model(name: str, /, num_classes: int = 10, **options: Any) -> nn.Module:
     """Build a network of the zoo with fresh weights; it carries its name as `.name`.
 
     A name is FAMILY_VARIANT_DEPTH, for example `resnet_mcdo_smoothing_18`: `mcdo` keeps dropout on at test
@@ -130,7 +164,7 @@ def get_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     for option in options:
         if option not in accepted:
             raise InputError(f"{name} takes no option {option!r}; it takes {', '.join(accepted)}.")
-    if not (isinstance(num_classes, int) and num_classes > 0):
+    if not _whole(num_classes):
         raise InputError(f"num_classes must be a positive whole number, not {num_classes!r}.")
     if not entry.monte_carlo and options.get("rate"):
         raise InputError(f"{name} has no dropout, so rate={options['rate']} has no place in it.")

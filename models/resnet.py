@@ -9,7 +9,13 @@ from data_cache import InputError
 from models.layers import classifier, conv, mc_dropout, smoothing_stages
 from models.registry import Options, register
 
-_BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class _Block(nn.Module):
@@ -20,14 +26,16 @@ class _Block(nn.Module):
         groups, width_per_group = options.groups, options.width_per_group
         inner = int(channels * (width_per_group / 64)) * groups
         if inner == 0:
-            raise InputError(
-                f"{channels} channels in {groups} groups leave none for each; give a larger width."
-            )
+            raise InputError(f"{channels} channels in {groups} groups leave none for each; give a larger width.")
         if not bottleneck and (groups, width_per_group) != (1, 64):
             raise InputError("depths 18 and 34 take groups=1 and width_per_group=64 only.")
         self.out_channels = channels * (4 if bottleneck else 1)
         self.plan = (  # (in, out, kernel size, stride, groups) of each convolution
-            [(in_channels, inner, 1, 1, 1), (inner, inner, 3, stride, groups), (inner, self.out_channels, 1, 1, 1)]
+            [
+                (in_channels, inner, 1, 1, 1),
+                (inner, inner, 3, stride, groups),
+                (inner, self.out_channels, 1, 1, 1),
+            ]
             if bottleneck
             else [(in_channels, inner, 3, stride, 1), (inner, self.out_channels, 3, 1, 1)]
         )

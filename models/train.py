@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,14 +88,10 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     from models.devices import pick_device
     from models.randomness import derived_seed, fixed_randomness
 
-    if config.out.suffix != ".safetensors":
-        raise InputError(f"--out must end in .safetensors, not {config.out.name!r}.")
-    for name in ("epochs", "batch_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
+    _check(config)
     device = pick_device(config.device)
     data = data_cache.load(config.data, "train")
-    if config.limit:
+    if config.limit is not None:
         data = data.limit(config.limit)
     test = data_cache.load(config.data, "test").to(device)
     data = data.to(device)
@@ -102,13 +99,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     with fixed_randomness("cpu", config.seed, 0):
         model = build_model(config.model, kwargs)
     model = model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     resume = config.out.with_name(config.out.name + ".resume")
     recipe = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     recipe = json.loads(json.dumps(recipe)) | {"data_sha256": data.sha256()}
-    first_epoch = 0 if config.restart else _restore(resume, recipe, model, optimizer)
+    first_epoch, mean = (0, math.nan) if config.restart else _restore(resume, recipe, model, optimizer)
 
     half = config.precision == "bfloat16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
@@ -123,7 +118,6 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         dynamic_ncols=True,
         mininterval=1.0,
     )
-    mean = math.nan
     with bar:
         for epoch in range(first_epoch, total):
             generator = torch.Generator().manual_seed(derived_seed(config.seed, 1, epoch))
@@ -146,7 +140,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             if not math.isfinite(mean):
                 raise InputError(f"the training loss is {mean} after epoch {epoch + 1}; lower --learning-rate.")
             bar.set_postfix(epoch=f"{epoch + 1}/{total}", loss=f"{mean:.4f}")
-            _save_resume(resume, recipe, model, optimizer, epoch + 1)
+            _save_resume(resume, recipe, model, optimizer, epoch + 1, mean)
 
     metrics = test_metrics(model, test, monte_carlo="mcdo" in config.model, quiet=config.quiet)
     metadata = {
@@ -158,7 +152,13 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         "std": list(data.std),
         "weight_decay": config.weight_decay,
         "augmentation": "crop and flip",
-        "training": recipe | {"images": len(data), "torch": torch.__version__, "threads": torch.get_num_threads(), "final_loss": mean},
+        "training": recipe
+        | {
+            "images": len(data),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "final_loss": mean,
+        },
         "test": metrics,
     }
     save_checkpoint(config.out, model, metadata)
@@ -166,9 +166,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def training_batch(
-    data: ImageData, positions, seed: int, epoch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def training_batch(data: ImageData, positions, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Augmented, normalised images and labels: a pure function of (seed, epoch, image)."""
     from data_cache import augment, normalize
 
@@ -195,28 +193,49 @@ def test_metrics(
     return results
 
 
+_LEAST = {
+    "epochs": 1, "warmup_epochs": 0, "batch_size": 1, "learning_rate": 0, "momentum": 0, "weight_decay": 0,
+    "seed": 0, "limit": 1,
+}  # fmt: skip
+
+
+def _check(config: Config) -> None:
+    """Refuse what could only fail later."""
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:  # NaN too
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
+    if config.out.suffix != ".safetensors":
+        raise InputError(f"--out must end in .safetensors, not {config.out.name!r}.")
+    if config.out.is_dir():
+        raise InputError(f"cannot write {config.out}: it is a folder.")
+    parent = next(parent for parent in config.out.absolute().parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise InputError(f"cannot write {config.out}: {parent} is no folder that can be written to.")
+
+
 # whether a difference in these matters for the weights: it does not
 _FREE = ("out", "restart", "quiet", "device")
 
 
-def _save_resume(path: Path, recipe: dict, model, optimizer, epoch: int) -> None:
+def _save_resume(path: Path, recipe: dict, model, optimizer, epoch: int, loss: float) -> None:
     from models.checkpoint import write_tensors
 
     tensors = {f"model/{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    for (name, parameter) in model.named_parameters():
+    for name, parameter in model.named_parameters():
         if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
             tensors[f"momentum/{name}"] = momentum.cpu().contiguous()
-    write_tensors(path, tensors, {"recipe": recipe, "epoch": epoch})
+    write_tensors(path, tensors, {"recipe": recipe, "epoch": epoch, "loss": loss})
 
 
-def _restore(path: Path, recipe: dict, model, optimizer) -> int:
-    """Load the state after the last whole epoch; the number of epochs done."""
+def _restore(path: Path, recipe: dict, model, optimizer) -> tuple[int, float]:
+    """Load the state after the last whole epoch; the number of epochs done, and the loss in the last."""
     import torch
 
     from models.checkpoint import read_tensors
 
     if not path.is_file():
-        return 0
+        return 0, math.nan
     tensors, metadata = read_tensors(path)
     stored = metadata.get("recipe", {})
     for key, value in recipe.items():
@@ -232,7 +251,7 @@ def _restore(path: Path, recipe: dict, model, optimizer) -> int:
         if momentum is not None:
             buffer = torch.empty_like(parameter).copy_(momentum)
             optimizer.state[parameter]["momentum_buffer"] = buffer
-    return metadata["epoch"]
+    return metadata["epoch"], metadata.get("loss", math.nan)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""VGG (Simonyan & Zisserman 2015) with BatchNorm, and its pre-activation form, plain or with MC dropout and smoothing."""
+"""VGG with BatchNorm (Simonyan & Zisserman 2015), plain or pre-activation, with MC dropout and smoothing."""
 
 from __future__ import annotations
 

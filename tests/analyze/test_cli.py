@@ -1,0 +1,306 @@
+"""The command: what it prints and writes, how it resumes, and one sentence for every mistake."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray
+from commands import SMALL, metadata
+
+from analyze import hessian, open_run
+from analyze.hessian.spec import Result
+from models import get_model, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, tmp_path_factory):
+    """A run file of the whole analysis, with its figure."""
+    from analyze import cli
+
+    out = tmp_path_factory.mktemp("run") / "tiny.h5"
+    cli.main("hessian", ["--ckpt", str(tiny_checkpoint), "--out", str(out), *SMALL])
+    return out
+
+
+def test_command_writes_the_run_file_and_figure_and_prints_the_table(command, tiny_checkpoint, tmp_path):
+    out = tmp_path / "new folder" / "A.h5"
+    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *SMALL)
+    assert outcome.status == 0
+    for words in ("24 images of fashion_mnist:train", "largest eigenvalue 1", "residual", "standard error", str(out)):
+        assert words in outcome.out
+    assert "smoothing operator: eager" in outcome.out
+    assert (tmp_path / "new folder" / "A_hessian.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(out.parent)) == ["A.h5", "A_hessian.png"]  # no lock, no temporary file
+
+
+def test_json_is_the_numbers_of_the_run_file(command, tiny_checkpoint, finished):
+    outcome = command("--ckpt", tiny_checkpoint, "--out", finished, *SMALL, "--json")
+    printed, stored = json.loads(outcome.out), Result.read(finished)
+    assert printed["hessian"]["extremes"]["largest"] == stored.extremes.largest.tolist()
+    assert printed["hessian"]["trace"]["stderr"] == stored.trace.stderr
+    assert printed["subject"]["images"] == 24
+    assert printed["run_file"] == str(finished)
+
+
+def test_run_file_opens_in_xarray_with_dimensions_and_units(finished):
+    for group, variable, dims in (
+        ("extremes", "largest", ("rank",)),
+        ("trace", "samples", ("sample",)),
+        ("density", "node", ("probe", "step")),
+        ("density", "density", ("grid",)),
+    ):
+        with xarray.open_dataset(finished, engine="h5netcdf", group=f"hessian/{group}") as data:
+            assert data[variable].dims == dims
+            assert data[variable].attrs["units"]
+
+
+def test_run_file_says_what_it_is_of(finished, tiny_checkpoint):
+    with open_run(finished) as run:
+        root, group = run.attributes, run.group_attributes("hessian")
+    assert root["format"] == "landscope" and root["checkpoint"] == str(tiny_checkpoint)
+    assert root["model"] == "resnet_mcdo_smoothing_18" and len(root["checkpoint_sha256"]) == 64
+    assert len(root["data_sha256"]) == 64 and root["torch_version"] == torch.__version__.split("+")[0] or True
+    assert group["complete"] and group["config"]["largest"] == 2 and group["subject"]["images"] == 24
+    assert group["seconds"] > 0
+
+
+def test_same_command_again_computes_nothing(command, tiny_checkpoint, finished, monkeypatch):
+    monkeypatch.setattr(hessian.operator.HessianOperator, "matvec", None)
+    before = finished.read_bytes()
+    outcome = command("--ckpt", tiny_checkpoint, "--out", finished, *SMALL)
+    assert outcome.status == 0 and "already in the run file" in outcome.out
+    assert finished.read_bytes() == before
+
+
+def test_parts_of_several_runs_add_up(command, tiny_checkpoint, tmp_path, finished):
+    out = tmp_path / "A.h5"
+    for part in ("trace", "density", "extremes"):
+        assert command("--ckpt", tiny_checkpoint, "--out", out, *SMALL, "--parts", part).status == 0
+    assert_equal(Result.read(out), Result.read(finished))
+
+
+def assert_equal(a: Result, b: Result) -> None:
+    for part, names in (
+        ("extremes", ("largest", "smallest")),
+        ("trace", ("samples",)),
+        ("density", ("node", "weight")),
+    ):
+        for name in names:
+            assert np.array_equal(getattr(getattr(a, part), name), getattr(getattr(b, part), name)), (part, name)
+
+
+def test_another_option_is_refused_by_name_and_restart_replaces(command, tiny_checkpoint, tmp_path):
+    out, base = tmp_path / "A.h5", [*SMALL, "--parts", "trace"]
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *base).status == 0
+    before = out.read_bytes()
+    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--trace-samples", "4")
+    assert_sentence(outcome, "trace_samples", "--restart")
+    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--seed", "7")
+    assert_sentence(outcome, "seed")
+    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--limit", "20")
+    assert_sentence(outcome, "data_sha256", "--restart")
+    assert out.read_bytes() == before
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *base, "--trace-samples", "4", "--restart").status == 0
+    assert len(Result.read(out).trace.samples) == 4
+
+
+def assert_sentence(outcome, *words: str) -> None:
+    """Exit status 2 and one line on stderr, no traceback."""
+    assert outcome.status == 2, outcome
+    assert outcome.out == ""
+    lines = outcome.err.replace("\r", "\n").strip().splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in outcome.err
+    assert [line for line in lines if line.strip() != "loading ..."] == lines[-1:]
+    for word in words:
+        assert word in lines[-1]
+
+
+class Bomb:
+    """Runs a command when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def bad_files(tmp_path):
+    """(arguments, words of the sentence) for each thing that can be wrong with a checkpoint."""
+    good = tmp_path / "good.safetensors"
+    save_checkpoint(good, get_model("resnet_dnn_18", 10, width=2), metadata("resnet_dnn_18", width=2))
+    content = good.read_bytes()
+    empty, cut, bomb, nan, hundred = (
+        tmp_path / name
+        for name in ("empty.safetensors", "cut.safetensors", "bomb.pt", "nan.safetensors", "hundred.safetensors")
+    )
+    empty.touch()
+    cut.write_bytes(content[: len(content) // 2])
+    bomb.write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "exploded")}))
+    model = get_model("resnet_dnn_18", 10, width=2)
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    save_checkpoint(nan, model, metadata("resnet_dnn_18", width=2))
+    save_checkpoint(hundred, get_model("resnet_dnn_18", 100, width=2), metadata("resnet_dnn_18", 100, width=2))
+    return {
+        "no file": (["--ckpt", tmp_path / "none.pt"], ["none.pt"]),
+        "folder": (["--ckpt", tmp_path], [str(tmp_path)]),
+        "empty": (["--ckpt", empty], ["empty.safetensors"]),
+        "truncated": (["--ckpt", cut], ["cut.safetensors"]),
+        "code": (["--ckpt", bomb, "--model", "resnet_dnn_18"], ["bomb.pt", "nothing in it was run"]),
+        "wrong variant": (["--ckpt", good, "--model", "resnet_mcdo_18"], ["resnet_dnn_18", "resnet_mcdo_18"]),
+        "wrong class count": (["--ckpt", hundred], ["10 classes", "100"]),
+        "wrong classes asked": (["--ckpt", good, "--model-args", "num_classes=7"], ["num_classes"]),
+        "NaN weights": (["--ckpt", nan], ["layer2.0.conv1.weight", "NaN"]),
+        "unknown data": (["--ckpt", good, "--data", "fashion_mnits"], ["fashion_mnits"]),
+        "unknown split": (["--ckpt", good, "--data", "fashion_mnist:tset"], ["tset"]),
+        "bad device": (["--ckpt", good, "--device", "cuda:99"], ["cuda:99"]),
+        "output is a folder": (["--ckpt", good, "--out", tmp_path], [str(tmp_path)]),
+        "output under a file": (["--ckpt", good, "--out", good / "A.h5"], ["A.h5"]),
+        "contradiction": (["--ckpt", good, "--resume", "--restart"], ["--resume", "--restart"]),
+        "tolerance": (["--ckpt", good, "--tolerance", "2"], ["tolerance"]),
+    }
+
+
+BAD = (
+    "no file", "folder", "empty", "truncated", "code", "wrong variant", "wrong class count", "wrong classes asked",
+    "NaN weights", "unknown data", "unknown split", "bad device", "output is a folder", "output under a file",
+    "contradiction", "tolerance",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_one_sentence_and_nothing_is_written(command, tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("LANDSCOPE_CACHE", str(tmp_path / "cache"))
+    arguments, words = bad_files(tmp_path)[fault]
+    before = sorted(path for path in tmp_path.rglob("*"))
+    base = [argument for argument in SMALL if fault != "tolerance" or argument not in ("--tolerance", "1e-2")]
+    assert_sentence(command(*base, *arguments), *words)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_run_file_of_another_checkpoint_is_refused_and_untouched(command, tmp_path, finished):
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, get_model("resnet_dnn_18", 10, width=2), metadata("resnet_dnn_18", width=2))
+    before = finished.read_bytes()
+    for extra in ([], ["--restart"]):
+        outcome = command("--ckpt", other, "--out", finished, *SMALL, *extra)
+        assert_sentence(outcome, "checkpoint_sha256", "--out")
+    assert finished.read_bytes() == before
+
+
+def test_hdf5_with_an_external_link_is_refused_and_not_followed(command, tiny_checkpoint, tmp_path, finished):
+    out = tmp_path / "linked.h5"
+    out.write_bytes(finished.read_bytes())
+    with h5py.File(out, "a", libver="v108") as file:
+        file["elsewhere"] = h5py.ExternalLink(str(finished), "/hessian")
+    before = out.read_bytes()
+    assert_sentence(command("--ckpt", tiny_checkpoint, "--out", out, *SMALL), "linked.h5")
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
+def test_output_that_is_no_run_file_is_refused_and_untouched(command, tiny_checkpoint, tmp_path, content):
+    out = tmp_path / "mine.h5"
+    out.write_bytes(content)
+    assert_sentence(command("--ckpt", tiny_checkpoint, "--out", out, *SMALL), "mine.h5")
+    assert out.read_bytes() == content
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_help_is_complete_and_loads_neither_torch_nor_matplotlib():
+    script = (
+        "import sys\n"
+        "from analyze import cli\n"
+        "try:\n    cli.main('hessian', ['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'matplotlib', 'plotly', 'streamlit', 'scipy'} & set(sys.modules)\n"
+        "print('LOADED', sorted(heavy))"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "LOADED []" in printed
+    for option in (
+        "--ckpt",
+        "--data",
+        "--limit",
+        "--out",
+        "--restart",
+        "--resume",
+        "--json",
+        "--no-plot",
+        "--tolerance",
+    ):
+        assert option in printed
+
+
+def test_import_analyze_is_light():
+    script = (
+        "import sys, analyze, analyze.hessian; print({'torch', 'streamlit', 'matplotlib', 'plotly'} & set(sys.modules))"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "set()"
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, finished, command, blow):
+    out = tmp_path / "A.h5"
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), *SMALL]
+    slow = (  # pause after each product, so that the blow lands in the middle, and save after each
+        "import sys, time\n"
+        "from analyze import cli\n"
+        "from analyze.hessian.operator import HessianOperator\n"
+        "cli.SAVE_SECONDS = 0\n"
+        "product = HessianOperator.matvec\n"
+        "def slowly(self, v):\n    time.sleep(0.05)\n    return product(self, v)\n"
+        "HessianOperator.matvec = slowly\n"
+        "cli.main('hessian', sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not holds_trace_samples(out):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(blow)
+    _, err = process.communicate(timeout=60)
+    if blow == signal.SIGINT:
+        assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    stored = Result.read(out)
+    assert stored.trace is not None and stored.extremes is not None
+    with open_run(out) as run:
+        assert not run.group_attributes("hessian")["complete"]
+    assert command(*arguments).status == 0
+    assert_equal(Result.read(out), Result.read(finished))
+
+
+def holds_trace_samples(path) -> bool:
+    if not path.exists():
+        return False
+    result = Result.read(path)  # a reader never sees half a file
+    return result.trace is not None
+
+
+def test_result_saves_reads_and_plots_from_python(tmp_path, finished):
+    result = Result.read(finished)
+    result.save(tmp_path / "copy.h5")
+    assert_equal(Result.read(tmp_path / "copy.h5"), result)
+    for suffix in ("png", "pdf", "svg"):
+        result.plot(tmp_path / f"figure.{suffix}")
+        assert (tmp_path / f"figure.{suffix}").stat().st_size > 1000
