@@ -37,7 +37,7 @@ checkpoints: $(addprefix $(CHECKPOINTS)/, resnet_dnn_18.safetensors resnet_dnn_s
 	resnet_mcdo_18.safetensors resnet_mcdo_smoothing_18.safetensors resnet_mcdo_18_mlp.safetensors)
 
 $(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: | $(STAMP)
-	$(TRAIN) cblock=MLPBlock hidden=64 --model resnet_mcdo_18
+	$(TRAIN) cblock=MLPBlock hidden=128 --model resnet_mcdo_18 --learning-rate 0.05 --warmup-epochs 3 # at 0.1 the MLP dies
 
 $(CHECKPOINTS)/%.safetensors: | $(STAMP)
 	$(TRAIN) --model $*

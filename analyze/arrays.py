@@ -156,7 +156,7 @@ def _anonymous(name: str, value: Any, spec: _Array) -> tuple[np.ndarray, _Array]
 
 
 def _check_shape(
-    name: str, shape: tuple[int, ...], dims: tuple[str, ...], lengths: dict[str, int], error: type[ValueError]
+    name: str, shape: tuple[int, ...], dims: tuple[str, ...], lengths: dict[str, int], error: type[Exception]
 ) -> None:
     if len(shape) != len(dims):
         raise error(f"{name} has the shape {shape}, but the dimensions {dims}")

@@ -109,7 +109,8 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
             spent = float((file.attributes(name) or {}).get("seconds", 0.0))
         began = time.perf_counter()
         saver = _Saver(file, name, config, compute.is_complete, began - spent)
-        if previous is not None and compute.is_complete(previous, config):
+        done = previous is not None and compute.is_complete(previous, config)
+        if done:
             result = previous.of(options, about)
         else:
             with Bars(quiet=shared.quiet) as bars:
@@ -127,9 +128,9 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
             saver.flush()
         seconds = float((file.attributes(name) or {})["seconds"])
     figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}") if shared.plot else None
-    if figure:
-        result.plot(figure)
-    report(result, seconds, out, figure, as_json=shared.json, fresh=previous is not result)
+    if figure and not result.plot(figure):
+        figure = None
+    report(result, seconds, out, figure, as_json=shared.json, fresh=not done)
     return result
 
 

@@ -84,10 +84,12 @@ class AnalysisResult:
             raise InputError(f"{path} holds no {cls.analysis} analysis.")
         return result.of(attributes.get("config", {}), attributes.get("subject", {}))
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the figure of its analysis into a PNG, PDF or SVG file."""
-        figures = importlib.import_module(f"analyze.{self.analysis}.figures")
-        save_figure(figures.figure(self), path)
+    def plot(self, path: str | Path) -> bool:
+        """Draw the figure of its analysis into a PNG, PDF or SVG file; False if it holds nothing to draw."""
+        figure = importlib.import_module(f"analyze.{self.analysis}.figures").figure(self)
+        if figure is not None:
+            save_figure(figure, path)
+        return figure is not None
 
     def rows(self) -> list[Row]:
         """The table of the command."""

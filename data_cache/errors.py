@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something the user gave can't be used; the message alone says what, and what to do about it."""
 
 
 @contextmanager
-def exit_on_input_error() -> Iterator[None]:
+def exit_on_input_error(after_interrupt: str = "nothing was written") -> Iterator[None]:
     """Turn an `InputError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
     try:
         yield
@@ -20,7 +20,7 @@ def exit_on_input_error() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"\ninterrupted: {after_interrupt}.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

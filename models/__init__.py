@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
         "ensemble": ["Ensemble", "mean_log_probability"],
-        "metrics": ["Metrics", "evaluate"],
+        "metrics": ["Metrics"],
         "randomness": ["fixed_randomness"],
         "registry": ["get_model", "names"],
     },

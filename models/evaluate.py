@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from data_cache import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_cache import ImageData
 
 
 @dataclass(frozen=True)
@@ -35,16 +41,50 @@ class Config:
     """Print the numbers as JSON instead of the table."""
 
 
-def evaluate_checkpoint(name: str, config: Config) -> dict[int, dict[str, float]]:
-    """Metrics of one checkpoint for each number of passes."""
+def test_metrics(
+    model: torch.nn.Module,
+    data: ImageData,
+    *,
+    passes: tuple[int, ...] = (1, 20),
+    batch_size: int = 125,
+    seed: int = 0,
+    quiet: bool = True,
+) -> dict[str, dict[str, float]]:
+    """NLL, accuracy and ECE with standard errors: once, and for each number of passes with MC dropout.
+
+    Args:
+        model: In channels_last memory format, on the data's device.
+        data: Labelled images.
+        passes: Numbers of passes whose probabilities are averaged.
+        batch_size: Images in a batch.
+        seed: Decides the dropout masks.
+        quiet: No progress bar.
+    """
     import torch
     from tqdm import tqdm
+
+    from models.layers import MCDropout
+    from models.metrics import evaluate
+
+    if not any(isinstance(module, MCDropout) for module in model.modules()):
+        passes = (1,)
+    results = {}
+    for count in passes:
+        label = f"{count} pass{'es' * (count > 1)}"
+        batches = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in data.batches(batch_size))
+        with tqdm(total=len(data), unit="image", desc=label, disable=quiet, dynamic_ncols=True) as bar:
+            metrics = evaluate(model, batches, passes=count, seed=seed, progress=bar.update)
+        results[label] = metrics.summary()
+    return results
+
+
+def evaluate_checkpoint(name: str, config: Config) -> dict[str, dict[str, float]]:
+    """The metrics of one checkpoint."""
+    import torch
 
     import data_cache
     from models.checkpoint import load_checkpoint
     from models.devices import pick_device
-    from models.layers import MCDropout
-    from models.metrics import evaluate
 
     if not config.passes or min(config.passes) < 1:
         raise InputError("--passes takes whole numbers from 1 up.")
@@ -54,32 +94,32 @@ def evaluate_checkpoint(name: str, config: Config) -> dict[int, dict[str, float]
         raise InputError(f"{checkpoint.path} does not say what it was trained on; give --data NAME[:SPLIT].")
     spec = config.data or recorded["dataset"]
     data = data_cache.load(spec) if ":" in spec else data_cache.load(spec, "test")
-    data = data.limit(config.limit) if config.limit else data
+    if config.limit is not None:
+        data = data.limit(config.limit)
     if "mean" in recorded:
         data = data.with_normalization(recorded["mean"], recorded["std"])
-    data = data.to(device)
     model = checkpoint.model.to(device, memory_format=torch.channels_last)
-    monte_carlo = any(isinstance(module, MCDropout) for module in model.modules())
-    results = {}
-    for passes in config.passes if monte_carlo else (1,):
-        batches = data.batches(config.batch_size)
-        fast = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches)
-        label = f"{checkpoint.path.stem}, {passes} pass{'es' * (passes > 1)}"
-        with tqdm(total=len(data), unit="image", desc=label, disable=config.quiet, dynamic_ncols=True) as bar:
-            metrics = evaluate(model, fast, passes=passes, seed=config.seed, progress=bar.update)
-        results[passes] = metrics.summary()
-    return results
+    if not config.quiet:
+        print(checkpoint.path.stem, file=sys.stderr)
+    return test_metrics(
+        model,
+        data.to(device),
+        passes=config.passes,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        quiet=config.quiet,
+    )
 
 
-def table(rows: dict[str, dict[int, dict[str, float]]]) -> str:
+def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     """A line for each checkpoint and number of passes."""
     width = max(len(name) for name in rows)
-    lines = [f"{'checkpoint':{width}}  passes  {'test NLL':>15}  {'accuracy %':>12}  {'ECE %':>5}"]
+    lines = [f"{'checkpoint':{width}}  {'':9}  {'test NLL':>15}  {'accuracy %':>12}  {'ECE %':>5}"]
     for name, results in rows.items():
         for passes, row in results.items():
             nll = f"{row['nll']:.4f} ± {row['nll_stderr']:.4f}"
             accuracy = f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_stderr']:.2f}"
-            lines.append(f"{name:{width}}  {passes:6d}  {nll}  {accuracy}  {100 * row['ece']:5.2f}")
+            lines.append(f"{name:{width}}  {passes:9}  {nll}  {accuracy}  {100 * row['ece']:5.2f}")
     return "\n".join(lines)
 
 

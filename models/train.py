@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -86,6 +85,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     from models.arguments import parse_key_values
     from models.checkpoint import build_model, save_checkpoint
     from models.devices import pick_device
+    from models.evaluate import test_metrics
     from models.randomness import derived_seed, fixed_randomness
 
     _check(config)
@@ -142,7 +142,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             bar.set_postfix(epoch=f"{epoch + 1}/{total}", loss=f"{mean:.4f}")
             _save_resume(resume, recipe, model, optimizer, epoch + 1, mean)
 
-    metrics = test_metrics(model, test, monte_carlo="mcdo" in config.model, quiet=config.quiet)
+    metrics = test_metrics(model, test, quiet=config.quiet)
     metadata = {
         "model": config.model,
         "kwargs": kwargs,
@@ -173,24 +173,6 @@ def training_batch(data: ImageData, positions, seed: int, epoch: int) -> tuple[t
     images, labels = data.read(positions)
     images = augment(images, seed, epoch, data.indices[positions])
     return normalize(images, data.mean, data.std), labels
-
-
-def test_metrics(
-    model: torch.nn.Module, test: ImageData, *, monte_carlo: bool, quiet: bool = True
-) -> dict[str, dict[str, float]]:
-    """Test NLL, accuracy and ECE with standard errors for 1 pass, and 20 where passes differ."""
-    import torch
-    from tqdm import tqdm
-
-    from models.metrics import evaluate
-
-    results = {}
-    for passes in (1, 20) if monte_carlo else (1,):
-        with tqdm(total=len(test), unit="image", desc=f"test, {passes} pass", disable=quiet) as bar:
-            batches = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in test.batches(125))
-            metrics = evaluate(model, batches, passes=passes, progress=bar.update)
-        results[f"{passes} pass" + "es" * (passes > 1)] = metrics.summary()
-    return results
 
 
 _LEAST = {
@@ -258,21 +240,13 @@ def main() -> None:
     """Parse the command line, train, and print the test metrics."""
     import tyro
 
+    from models.evaluate import table
+
     config = tyro.cli(Config, prog="python -m models.train")
-    with exit_on_input_error():
+    with exit_on_input_error("the same command goes on after the last whole epoch"):
         metrics = train(config)
-        print_metrics(metrics)
-        print(f"checkpoint {config.out}", file=sys.stdout)
-
-
-def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
-    """A row for each number of passes."""
-    print(f"{'':12} {'test NLL':>16} {'accuracy %':>14} {'ECE %':>7}")
-    for passes, row in metrics.items():
-        print(
-            f"{passes:12} {row['nll']:8.4f} ± {row['nll_stderr']:.4f} "
-            f"{100 * row['accuracy']:7.2f} ± {100 * row['accuracy_stderr']:.2f} {100 * row['ece']:7.2f}"
-        )
+        print(table({config.out.stem: metrics}))
+        print(f"\ncheckpoint  {config.out}")
 
 
 if __name__ == "__main__":

@@ -16,18 +16,15 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
-def figure(result: Result) -> Figure:
+def figure(result: Result) -> Figure | None:
     """Spectral density on a log axis, and the extreme eigenvalues with their residuals as whiskers.
 
-    Raises:
-        InputError: The result holds neither.
+    None if the result holds neither.
     """
     from matplotlib.figure import Figure
 
-    from data_cache import InputError
-
     if result.density is None and result.extremes is None:
-        raise InputError("there is nothing to draw yet: neither a density nor extremes.")
+        return None
     fig = Figure(figsize=(6.4, 4.0), layout="constrained")
     if result.density is None:
         axes = fig.subplots()

@@ -67,7 +67,7 @@ def test_run_file_says_what_it_is_of(finished, tiny_checkpoint):
         root, group = run.attributes, run.group_attributes("hessian")
     assert root["format"] == "landscope" and root["checkpoint"] == str(tiny_checkpoint)
     assert root["model"] == "resnet_mcdo_smoothing_18" and len(root["checkpoint_sha256"]) == 64
-    assert len(root["data_sha256"]) == 64 and root["torch_version"] == torch.__version__.split("+")[0] or True
+    assert len(root["data_sha256"]) == 64 and root["torch_version"] in torch.__version__
     assert group["complete"] and group["config"]["largest"] == 2 and group["subject"]["images"] == 24
     assert group["seconds"] > 0
 
@@ -216,10 +216,6 @@ def test_output_that_is_no_run_file_is_refused_and_untouched(command, tiny_check
     assert out.read_bytes() == content
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def test_help_is_complete_and_loads_neither_torch_nor_matplotlib():
     script = (
         "import sys\n"
@@ -269,7 +265,6 @@ def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, finished, comma
     )
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *arguments],
-        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

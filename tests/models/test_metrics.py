@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import Metrics, evaluate, get_model
+from models import Metrics, get_model
+from models.metrics import evaluate
 from models.randomness import derived_seed, fixed_randomness
 
 

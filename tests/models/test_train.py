@@ -142,7 +142,7 @@ def test_the_checkpoint_says_all_that_loading_needs(run):
 
 
 def test_the_metrics_are_those_of_the_checkpoint(run, datasets):
-    from models import evaluate
+    from models.metrics import evaluate
 
     settings, metrics, *_ = run
     assert list(metrics) == ["1 pass", "20 passes"]
