@@ -32,6 +32,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# speed, side by side in one run; the JSON is committed with the machine described
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/hessian.py
+
 # the shipped checkpoints, again from nothing (6 to 15 minutes each on two cores); an interrupted one goes on
 checkpoints: $(addprefix $(CHECKPOINTS)/, resnet_dnn_18.safetensors resnet_dnn_smoothing_18.safetensors \
 	resnet_mcdo_18.safetensors resnet_mcdo_smoothing_18.safetensors resnet_mcdo_18_mlp.safetensors)

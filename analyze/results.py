@@ -13,6 +13,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from analyze.run import RunFile, open_run
+from data_cache import InputError
+from data_cache.files import written_whole
 
 Self = TypeVar("Self", bound="AnalysisResult")
 
@@ -76,8 +78,6 @@ class AnalysisResult:
         Raises:
             InputError: The file is damaged, no run file, or holds no such result.
         """
-        from data_cache import InputError
-
         with open_run(path) as run:
             attributes, result = run.group_attributes(cls.analysis), run.load(cls.analysis, cls)
         if result is None or attributes is None:
@@ -88,30 +88,13 @@ class AnalysisResult:
         """Draw the figure of its analysis into a PNG, PDF or SVG file; False if it holds nothing to draw."""
         figure = importlib.import_module(f"analyze.{self.analysis}.figures").figure(self)
         if figure is not None:
-            save_figure(figure, path)
+            with written_whole(path) as temporary:
+                figure.savefig(temporary, dpi=200)
         return figure is not None
 
     def rows(self) -> list[Row]:
         """The table of the command."""
         raise NotImplementedError
-
-
-def save_figure(figure: Any, path: str | Path) -> None:
-    """Write a matplotlib figure; the file appears whole or not at all."""
-    import os
-
-    from data_cache import InputError
-
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=200)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot draw into {path}: {error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def identity(subject: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -100,6 +100,8 @@ class Subject:
             raise InputError(f"weight decay must be a number from 0 up, not {weight_decay}.")
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}.")
+        if seed < 0:
+            raise InputError(f"the seed must be 0 or more, not {seed}.")
         if limit is not None and limit < 1:
             raise InputError(f"limit must be at least 1 image, not {limit}.")
         own = next((p for p in model.parameters() if p.is_floating_point()), None)

@@ -7,7 +7,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["augmentation", "catalogue", "embed", "errors", "folders", "image_data", "paths"],
+    submodules=["augmentation", "catalogue", "embed", "errors", "files", "folders", "image_data", "paths"],
     submod_attrs={
         "augmentation": ["augment", "normalize"],
         "catalogue": ["load"],

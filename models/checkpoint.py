@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import importlib
@@ -18,10 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from data_cache import InputError, paths
+from data_cache.files import written_whole
 from models.randomness import fixed_randomness
 from models.registry import get_model, names
 
@@ -62,22 +62,11 @@ def save_checkpoint(path: str | Path, model: nn.Module, metadata: Mapping[str, A
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as safetensors, to a temporary file that is then renamed."""
-    path = Path(path)
+    """Write tensors and JSON metadata as safetensors; the file appears whole or not at all."""
     header = {"format": FORMAT, **{key: json.dumps(value) for key, value in metadata.items()}}
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
         # clones: safetensors refuses tensors that share memory
-        save_file({key: value.clone() for key, value in tensors.items()}, temporary, header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}.") from None
-    finally:
-        with contextlib.suppress(OSError):  # it is gone after the renaming
-            temporary.unlink()
+        temporary.write_bytes(save({key: value.clone() for key, value in tensors.items()}, header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

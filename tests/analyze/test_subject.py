@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, Case, conv_net, mlp
+from commands import metadata
 from torch import nn
 
 from analyze import Subject, hessian
 from analyze.hessian import HessianOperator
 from data_cache import InputError, load
+from models import get_model, save_checkpoint
 
 CASE = {case.name: case for case in CASES}
 
@@ -197,6 +199,7 @@ def test_data_that_is_no_data_is_one_sentence(data, words):
         {"weight_decay": -1.0},
         {"weight_decay": float("nan")},
         {"batch_size": 0},
+        {"seed": -1},
         {"limit": 0},
     ],
 )
@@ -271,3 +274,35 @@ def test_case_table_is_reproducible():
         assert isinstance(case, Case)
         a, b = case.build(), case.build()
         assert a.describe() == b.describe()
+
+
+def test_checkpoint_alone_is_enough(tiny_checkpoint):
+    subject = Subject.load(tiny_checkpoint, limit=20)
+    described = subject.describe()
+    assert described["data"] == "fashion_mnist:train" and described["weight_decay"] == 5e-4
+    assert described["model"] == "resnet_mcdo_smoothing_18" and len(described["checkpoint_sha256"]) == 64
+    x, y = next(iter(subject.data))
+    assert x.shape == (20, 3, 32, 32) and y.shape == (20,) and not subject.model.training
+
+
+def test_loading_takes_other_data_and_weight_decay(tiny_checkpoint):
+    batches = [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long))]
+    subject = Subject.load(tiny_checkpoint, data=batches, weight_decay=0.0, dtype=torch.float64, seed=3)
+    assert subject.weight_decay == 0.0 and subject.seed == 3 and subject.data.images == 4
+    assert next(iter(subject.data))[0].dtype == torch.float64
+    assert Subject.load(tiny_checkpoint, data="fashion_mnist:test", limit=8).data.spec == "fashion_mnist:test"
+
+
+def test_normalisation_recorded_in_the_checkpoint_is_used(tmp_path):
+    path = tmp_path / "own.safetensors"
+    recorded = metadata("resnet_dnn_18", width=2) | {"mean": [0.5] * 3, "std": [0.25] * 3}
+    save_checkpoint(path, get_model("resnet_dnn_18", 10, width=2), recorded)
+    x, _ = next(iter(Subject.load(path, limit=8).data))
+    assert x.min() == -2.0  # black is (0 - 0.5) / 0.25
+
+
+def test_labels_that_the_model_has_no_output_for_are_one_sentence(tmp_path):
+    path = tmp_path / "foreign.pt"
+    torch.save(get_model("resnet_dnn_18", 5, width=2).state_dict(), path)
+    with pytest.raises(InputError, match="10 classes"):
+        Subject.load(path, model="resnet_dnn_18", model_args={"width": 2}, data="fashion_mnist")

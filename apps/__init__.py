@@ -1,0 +1,1 @@
+"""Streamlit apps over run files; they load no torch."""
