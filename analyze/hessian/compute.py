@@ -48,14 +48,12 @@ def compute(
         raise InputError(f"the model has only {operator.size} parameters, so fewer eigenvalues than asked for.")
     try:
         result = _begin(subject, operator, config, progress)
-        spent = previous.products if previous else 0
         if previous:
             result = replace(result, extremes=previous.extremes, trace=previous.trace, density=previous.density)
 
         def keep(**parts: object) -> None:
             nonlocal result
-            products = spent + operator.products
-            result = replace(result, **parts, engine=operator.engine, products=products)
+            result = replace(result, **parts)
             save(result.of(config, subject.describe()))
 
         keep()
@@ -101,7 +99,6 @@ def _begin(subject: Subject, operator: HessianOperator, config: Config, progress
         gradient_norm=torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
         noise_floor=floor,
         engine=operator.engine,
-        products=operator.products,
     )
 
 

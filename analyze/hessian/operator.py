@@ -37,7 +37,6 @@ class HessianOperator:
         self._sizes = [weight.numel() for weight in self._weights.values()]
         self.size = sum(self._sizes)
         self.dtype, self.device = subject.dtype, subject.device
-        self.products = 0
         self._budget = graph_memory * 2**30
         self._kept: dict[int, list[Tensor]] = {}
         self._kept_bytes = 0
@@ -62,7 +61,6 @@ class HessianOperator:
             with self.subject.frozen():
                 product = self._differentiate(gradients, vectors, keep=index in self._kept)
             total.add_(product, alpha=share)
-        self.products += 1
         return total.add_(v, alpha=self.subject.weight_decay)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:

@@ -99,7 +99,6 @@ class Result(AnalysisResult):
     gradient_norm: float = array(unit="nat", doc="norm of the gradient of the loss, weight decay included")
     noise_floor: float = array(doc="relative error of a product: repetition and symmetry, whichever is worse")
     engine: str = array(doc="how products were computed")
-    products: int = array(doc="Hessian-vector products of all parts and the self-test")
     extremes: Extremes | None = None
     trace: Trace | None = None
     density: Density | None = None

@@ -282,7 +282,7 @@ def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, finished, comma
     with open_run(out) as run:
         assert not run.group_attributes("hessian")["complete"]
     assert command(*arguments).status == 0
-    assert_equal(Result.read(out), Result.read(finished))
+    assert contents(out) == contents(finished)
 
 
 def holds_trace_samples(path) -> bool:
@@ -299,3 +299,20 @@ def test_result_saves_reads_and_plots_from_python(tmp_path, finished):
     for suffix in ("png", "pdf", "svg"):
         result.plot(tmp_path / f"figure.{suffix}")
         assert (tmp_path / f"figure.{suffix}").stat().st_size > 1000
+
+
+def contents(path) -> dict:
+    """Every dataset and attribute of a run file but the times and the command line."""
+    found = {}
+    with h5py.File(path, "r") as file:
+
+        def note(name, item):
+            if isinstance(item, h5py.Dataset):
+                found[name] = item[()].tobytes() if item.dtype.kind != "O" else item[()]
+            for key, value in item.attrs.items():
+                if key not in ("seconds", "modified", "created", "command", "DIMENSION_LIST", "REFERENCE_LIST"):
+                    found[name, key] = value if isinstance(value, str) else np.asarray(value).tobytes()
+
+        note("/", file)
+        file.visititems(note)
+    return found
