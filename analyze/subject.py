@@ -61,7 +61,7 @@ class Subject:
     into it as copies (`torch.func.functional_call`), BatchNorm's running statistics included, and modes, flags
     and generators are restored after each use, also after an exception.
 
-    It will not average over data that changes from pass to pass: iterables are read once and kept.
+    It will not average over data that changes from pass to pass: iterables are read once and kept, up to 2 GiB.
 
     Args:
         model: Any `torch.nn.Module`. It is studied on the device and in the dtype it is in, unless `device` or

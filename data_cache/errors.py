@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ class InputError(Exception):
 
 @contextmanager
 def exit_on_input_error(after_interrupt: str = "nothing was written") -> Iterator[None]:
-    """Turn an `InputError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
+    """Turn an `InputError` into one line on stderr and exit status 2, and Ctrl-C into status 130.
+
+    A reader of our output that leaves early (`| head`) ends us quietly.
+    """
     try:
         yield
     except InputError as error:
@@ -22,6 +26,9 @@ def exit_on_input_error(after_interrupt: str = "nothing was written") -> Iterato
     except KeyboardInterrupt:
         print(f"\ninterrupted: {after_interrupt}.", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        raise SystemExit(141) from None
 
 
 def first_line(error: Exception) -> str:
