@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKPOINTS := data_cache/checkpoints
-TRAIN = $(BIN)/python -m models.train --epochs 24 --schedule cosine --precision bfloat16 --seed 0 --out $@ --model-args width=16
+EPOCHS = 24
+TRAIN = $(BIN)/python -m models.train --epochs $(EPOCHS) --schedule cosine --precision bfloat16 --seed 0 --out $@ --model-args width=16
 
 .PHONY: install demo test lint format bench checkpoints clean
 
@@ -40,6 +41,7 @@ bench: $(STAMP)
 checkpoints: $(addprefix $(CHECKPOINTS)/, resnet_dnn_18.safetensors resnet_dnn_smoothing_18.safetensors \
 	resnet_mcdo_18.safetensors resnet_mcdo_smoothing_18.safetensors resnet_mcdo_18_mlp.safetensors)
 
+$(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: EPOCHS = 44
 $(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: | $(STAMP)
 	$(TRAIN) cblock=MLPBlock hidden=128 --model resnet_mcdo_18 --learning-rate 0.05 --warmup-epochs 3 # at 0.1 the MLP dies
 

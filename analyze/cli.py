@@ -57,7 +57,7 @@ class Shared:
     resume: Flag = False
     """Go on from what the run file holds; this is what happens anyway."""
     restart: Flag = False
-    """Compute anew what the run file holds of this analysis."""
+    """Compute anew, in place of all that the run file holds of this analysis."""
     quiet: Flag = False
     """No progress bar."""
     json: Flag = False
@@ -99,8 +99,8 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
     subject = load_subject(shared)
     spec = importlib.import_module(f"analyze.{name}.spec")
     compute = importlib.import_module(f"analyze.{name}.compute")
-    out = shared.out or paths.results() / f"{Path(subject.identity['checkpoint']).stem}.h5"
     options, about = dataclasses.asdict(config), subject.describe()
+    out = shared.out or paths.results() / f"{Path(about['checkpoint']).stem}.h5"
     free = [f.name for f in dataclasses.fields(config) if f.metadata.get("free")]
     with RunFile(out, identity(about)) as file:
         previous, spent = None, 0.0

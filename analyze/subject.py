@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import data_cache
 from data_cache import ImageData, InputError
 from models.checkpoint import load_checkpoint
 from models.devices import pick_device
 from models.randomness import fixed_randomness
+from models.recorded import recorded_data
 
 Batch = tuple[Tensor, Tensor]
 KEEP_BYTES = 2 * 2**30
@@ -34,6 +34,8 @@ class Batches:
     source: Iterable[Batch]
     """Gives fresh iterators over the same batches."""
     images: int
+    batch_size: int
+    """Images in the first batch, the largest of `ImageData`."""
     spec: str
     """What they are, for reports: `fashion_mnist:test` or `user data`."""
     sha256: str
@@ -100,8 +102,8 @@ class Subject:
             raise InputError(f"weight decay must be a number from 0 up, not {weight_decay}.")
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}.")
-        if seed < 0:
-            raise InputError(f"the seed must be 0 or more, not {seed}.")
+        if not 0 <= seed < 2**63:
+            raise InputError(f"the seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
         if limit is not None and limit < 1:
             raise InputError(f"limit must be at least 1 image, not {limit}.")
         own = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -117,8 +119,8 @@ class Subject:
         self.mode = mode
         self.seed = int(seed)
         self.data = _as_batches(data, batch_size, limit, self.device, self.dtype)
-        self.batch_size = batch_size
-        self.identity: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
+        self._loaded_state = ""
 
     @classmethod
     def load(
@@ -158,20 +160,8 @@ class Subject:
         """
         checkpoint = load_checkpoint(ckpt, model=model, model_args=model_args)
         recorded = checkpoint.metadata
-        if data is None:
-            if "dataset" not in recorded:
-                raise InputError(f"{checkpoint.path} does not say what it was trained on; give --data NAME[:SPLIT].")
-            data = recorded["dataset"]
-        if isinstance(data, str):
-            data = data_cache.load(data)
-            if "mean" in recorded:
-                data = data.with_normalization(tuple(recorded["mean"]), tuple(recorded["std"]))
-            classes = recorded.get("classes") or ["?"] * checkpoint.kwargs.get("num_classes", len(data.classes))
-            if len(classes) != len(data.classes):
-                raise InputError(
-                    f"{data.spec} has {len(data.classes)} classes but {checkpoint.path} is of a network for "
-                    f"{len(classes)}; give the --data that fits."
-                )
+        if data is None or isinstance(data, str):
+            data = recorded_data(checkpoint, data, recorded.get("split", "train"))
         subject = cls(
             checkpoint.model,
             data,
@@ -183,12 +173,13 @@ class Subject:
             dtype=dtype,
             limit=limit,
         )
-        subject.identity = {
+        subject._loaded = {
             "checkpoint": str(checkpoint.path),
             "checkpoint_sha256": checkpoint.sha256,
             "model": checkpoint.name,
             "model_args": checkpoint.kwargs,
         }
+        subject._loaded_state = _state_sha256(subject.model)
         return subject
 
     @property
@@ -201,20 +192,25 @@ class Subject:
         return {name: p for name, p in named.items() if p.requires_grad} or named
 
     def describe(self) -> dict[str, Any]:
-        """What two results must share to be the same measurement; goes into run files as JSON."""
-        if not self.identity:
-            self.identity = {
+        """What two results must share to be the same measurement; goes into run files as JSON.
+
+        The weights are hashed at each call: a subject whose weights were changed after loading says so.
+        """
+        state = _state_sha256(self.model)
+        identity = self._loaded
+        if state != self._loaded_state:
+            identity = {
                 "checkpoint": "(from Python)",
-                "checkpoint_sha256": _state_sha256(self.model),
+                "checkpoint_sha256": state,
                 "model": getattr(self.model, "name", type(self.model).__name__),
                 "model_args": {},
             }
         return {
-            **self.identity,
+            **identity,
             "data": self.data.spec,
             "data_sha256": self.data.sha256,
             "images": self.data.images,
-            "batch_size": self.batch_size,
+            "batch_size": self.data.batch_size,
             "weight_decay": self.weight_decay,
             "mode": self.mode,
             "seed": self.seed,
@@ -226,13 +222,15 @@ class Subject:
     def frozen(self, *counters: int) -> Iterator[None]:
         """Mode, randomness and numerical flags as an analysis needs them; all as before afterwards.
 
-        TF32 is off, attention uses the MATH kernel (the only one with second derivatives), cuDNN is
-        deterministic, and dropout draws from (seed, *counters).
+        Gradients are on, autocast and TF32 off, attention uses the MATH kernel (the only one with second
+        derivatives), cuDNN is deterministic, and dropout draws from (seed, *counters).
         """
         modes = [(module, module.training) for module in self.model.modules()]
         with ExitStack() as stack:
             stack.callback(_restore_modes, modes)
             stack.enter_context(_exact_arithmetic())
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(fixed_randomness(self.device, self.seed, *counters))
             self.model.train(self.mode == "train")
@@ -257,9 +255,9 @@ class Subject:
                 raise InputError(
                     f"the model or its loss failed on a batch of shape {tuple(x.shape)}: {str(error).splitlines()[0]}"
                 ) from error
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise InputError("the loss must give one number, the mean over the batch.")
-        return value.reshape(())
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise InputError("the loss must give one number, the mean over the batch.")
+            return value.reshape(())
 
     def weighted_batches(self) -> Iterator[tuple[int, float, Batch]]:
         """(index, share of all images, batch): the terms whose weighted sum is the data loss."""
@@ -274,13 +272,14 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 @contextmanager
 def _exact_arithmetic() -> Iterator[None]:
-    """TF32 off and cuDNN deterministic, restored afterwards."""
-    flags = (
-        (torch.backends.cuda.matmul, "allow_tf32", False),
-        (torch.backends.cudnn, "allow_tf32", False),
-        (torch.backends.cudnn, "deterministic", True),
-        (torch.backends.cudnn, "benchmark", False),
-    )
+    """Full float32 everywhere (no TF32, no bfloat16 inside) and deterministic cuDNN, restored afterwards."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    if hasattr(torch.backends, "fp32_precision"):  # the old names raise once the new ones were used
+        places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+        flags = [(place, "fp32_precision", "ieee") for place in places]
+    else:
+        flags = [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    flags += [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
     before = [getattr(owner, name) for owner, name, _ in flags]
     try:
         for owner, name, value in flags:
@@ -301,7 +300,9 @@ def _as_batches(
     if isinstance(data, ImageData):
         data = data.limit(limit) if limit else data
         data = data.to(device)
-        return Batches(data.batches(batch_size), len(data), data.spec, data.sha256(), device, dtype)
+        return Batches(
+            data.batches(batch_size), len(data), min(batch_size, len(data)), data.spec, data.sha256(), device, dtype
+        )
     kept = _read_once(data, limit)
     digest = hashlib.sha256()
     for batch in kept:
@@ -309,7 +310,7 @@ def _as_batches(
             digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     images = sum(len(y) for _, y in kept)
-    return Batches(kept, images, "user data", digest.hexdigest(), device, dtype)
+    return Batches(kept, images, len(kept[0][1]), "user data", digest.hexdigest(), device, dtype)
 
 
 def _read_once(data: Iterable[Batch], limit: int | None) -> list[Batch]:
@@ -323,7 +324,7 @@ def _read_once(data: Iterable[Batch], limit: int | None) -> list[Batch]:
         if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
             raise InputError(f"a batch pairs x {tuple(x.shape)} with y {tuple(y.shape)}; their first sizes must agree.")
         room = len(y) if limit is None else min(len(y), limit - images)
-        kept.append((x[:room], y[:room]))
+        kept.append((x[:room].detach().clone(), y[:room].detach().clone()))  # the loader may reuse its buffers
         images += room
         held += sum(tensor.numel() * tensor.element_size() for tensor in kept[-1])
         if held > KEEP_BYTES:

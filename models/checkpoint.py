@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import os
 import pickle
 import re
@@ -148,6 +149,7 @@ def load_checkpoint(
         stored_name, stored_args = _canonical_name(metadata.pop("model", None)), metadata.pop("kwargs", {})
         if not isinstance(stored_args, dict):
             raise InputError(f"{path}: the metadata's kwargs are no mapping; save the checkpoint again.")
+        _check_metadata(path, metadata)
     else:
         state, stored_name = _unwrap(path, _read_pickle(path))
         metadata, stored_args = {}, {}
@@ -162,6 +164,8 @@ def load_checkpoint(
     state = _strip_wrappers(state)
     if not state:
         raise InputError(f"{path} holds no weights.")
+    if stored_args and (foreign := sorted(set(model_args or {}) - set(stored_args))):
+        raise InputError(f"{path} says how its network was built; leave {', '.join(foreign)} out of --model-args.")
     kwargs = {**stored_args, **(model_args or {})}
     for key, value in stored_args.items():
         if _listed(kwargs[key]) != _listed(value):
@@ -224,6 +228,28 @@ def _refuse_code(path: Path, name: str, kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
         if _LIBRARY_SOURCE.search(key):
             raise InputError(f"{path} wants {name} built with {key}; if you trust that, give --model {name}.")
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse what can't be what it is called; a file's metadata may come from a stranger."""
+
+    def numbers(value: Any, least: float) -> bool:
+        return isinstance(value, list) and value and all(number(item, least) for item in value)
+
+    def number(value: Any, least: float) -> bool:
+        return type(value) in (int, float) and math.isfinite(value) and value >= least
+
+    wanted = {
+        "dataset": lambda value: isinstance(value, str),
+        "split": lambda value: isinstance(value, str),
+        "classes": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "mean": lambda value: numbers(value, -math.inf) and "std" in metadata,
+        "std": lambda value: numbers(value, 1e-12) and "mean" in metadata,
+        "weight_decay": lambda value: number(value, 0),
+    }
+    for key, fits in wanted.items():
+        if key in metadata and not fits(metadata[key]):
+            raise InputError(f"{path}: the metadata's {key} is {str(metadata[key])[:50]!r}; save the checkpoint again.")
 
 
 def _listed(value: Any) -> Any:

@@ -82,22 +82,17 @@ def evaluate_checkpoint(name: str, config: Config) -> dict[str, dict[str, float]
     """The metrics of one checkpoint."""
     import torch
 
-    import data_cache
     from models.checkpoint import load_checkpoint
     from models.devices import pick_device
+    from models.recorded import recorded_data
 
     if not config.passes or min(config.passes) < 1:
         raise InputError("--passes takes whole numbers from 1 up.")
     checkpoint = load_checkpoint(name)
-    recorded, device = checkpoint.metadata, pick_device(config.device)
-    if config.data is None and "dataset" not in recorded:
-        raise InputError(f"{checkpoint.path} does not say what it was trained on; give --data NAME[:SPLIT].")
-    spec = config.data or recorded["dataset"]
-    data = data_cache.load(spec) if ":" in spec else data_cache.load(spec, "test")
+    device = pick_device(config.device)
+    data = recorded_data(checkpoint, config.data, "test")
     if config.limit is not None:
         data = data.limit(config.limit)
-    if "mean" in recorded:
-        data = data.with_normalization(recorded["mean"], recorded["std"])
     model = checkpoint.model.to(device, memory_format=torch.channels_last)
     if not config.quiet:
         print(checkpoint.path.stem, file=sys.stderr)

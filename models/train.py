@@ -26,7 +26,7 @@ class Config:
     out: Path
     """Checkpoint to write, ending in .safetensors. Beside it, OUT.resume holds the state after each epoch."""
     data: str = "fashion_mnist"
-    """Data set: fashion_mnist, mnist, cifar10, cifar100, svhn or folder:PATH; trains on `train`, tests on `test`."""
+    """fashion_mnist, mnist, cifar10, cifar100, svhn or folder:PATH, with :SPLIT unless `train`; tests on `test`."""
     model_args: tuple[str, ...] = ()
     """Options of the network as key=value, for example width=16 cblock=MLPBlock."""
     epochs: int = 200
@@ -90,10 +90,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
 
     _check(config)
     device = pick_device(config.device)
-    data = data_cache.load(config.data, "train")
+    named = ":" in config.data.removeprefix("folder:")
+    data = data_cache.load(config.data, None if named else "train")
     if config.limit is not None:
         data = data.limit(config.limit)
-    test = data_cache.load(config.data, "test").to(device)
+    test = data_cache.load(data.name, "test").to(device)
     data = data.to(device)
     kwargs = {"num_classes": len(data.classes), **parse_key_values(config.model_args)}
     with fixed_randomness("cpu", config.seed, 0):
@@ -147,7 +148,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         "model": config.model,
         "kwargs": kwargs,
         "classes": list(data.classes),
-        "dataset": config.data,
+        "dataset": data.name,
+        "split": data.split,
         "mean": list(data.mean),
         "std": list(data.std),
         "weight_decay": config.weight_decay,
@@ -187,6 +189,13 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:  # NaN too
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
+    if config.seed >= 2**63:
+        raise InputError(f"--seed must be below 2^63, not {config.seed}.")
+    if not all(0 < value <= 1 for value in (*config.milestones, config.gamma)):
+        raise InputError("--milestones and --gamma are shares, above 0 and up to 1.")
+    resume = config.out.with_name(config.out.name + ".resume")
+    if config.out.is_file() and not resume.exists() and not config.restart:
+        raise InputError(f"{config.out} is trained already; give --restart to train it anew, or another --out.")
     if config.out.suffix != ".safetensors":
         raise InputError(f"--out must end in .safetensors, not {config.out.name!r}.")
     if config.out.is_dir():

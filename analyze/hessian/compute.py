@@ -43,6 +43,7 @@ def compute(
             parameters, or a product is not finite.
     """
     config = config or Config()
+    about = subject.describe()
     operator = HessianOperator(subject, graph_memory=config.graph_memory)
     if "extremes" in config.parts and max(config.largest, config.smallest) > operator.size:
         raise InputError(f"the model has only {operator.size} parameters, so fewer eigenvalues than asked for.")
@@ -54,7 +55,7 @@ def compute(
         def keep(**parts: object) -> None:
             nonlocal result
             result = replace(result, **parts)
-            save(result.of(config, subject.describe()))
+            save(result.of(config, about))
 
         keep()
         if "extremes" in config.parts and result.extremes is None:
@@ -65,7 +66,7 @@ def compute(
             _extend_density(operator, subject.seed, config, result.density, keep, progress)
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    return result.of(config, subject.describe())
+    return result.of(config, about)
 
 
 def is_complete(result: Result, config: Config) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +10,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from analyze.hessian.krylov import dot
 from analyze.subject import Batch, Subject
+from data_cache import InputError
+from data_cache.errors import first_line
 
 
 class HessianOperator:
@@ -38,44 +39,68 @@ class HessianOperator:
         self.size = sum(self._sizes)
         self.dtype, self.device = subject.dtype, subject.device
         self._budget = graph_memory * 2**30
-        self._kept: dict[int, list[Tensor]] = {}
+        self._kept: dict[int, tuple[float, list[Tensor]]] = {}  # batch index: share of all images, gradient
         self._kept_bytes = 0
+        self._batches: int | None = None
 
     @property
     def engine(self) -> str:
         """How products are computed, for reports."""
-        total = math.ceil(self.subject.data.images / max(1, self.subject.batch_size))
         if not self._kept:
             return "double backward, graphs recomputed"
-        kept = f"{len(self._kept)} of {max(total, len(self._kept))} graphs kept, {self._kept_bytes / 2**30:.2f} GiB"
-        return f"double backward, {kept}"
+        gigabytes = self._kept_bytes / 2**30
+        return f"double backward, {len(self._kept)} of {self._batches} graphs kept, {gigabytes:.2f} GiB"
 
     def matvec(self, v: Tensor) -> Tensor:
-        """H v, (n,) to (n,), summed over batches in the subject's dtype."""
+        """H v, (n,) to (n,), summed over batches in float64."""
         vectors = [
             part.view_as(weight) for part, weight in zip(v.split(self._sizes), self._weights.values(), strict=True)
         ]
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        for share, gradients, kept in self._terms():
+            total.add_(self._differentiate(gradients, vectors, kept), alpha=share)
+        return total.add_(v, alpha=self.subject.weight_decay).to(self.dtype)
+
+    def _terms(self) -> Iterator[tuple[float, list[Tensor], bool]]:
+        """(share of all images, differentiable gradient, whether it is kept) of each batch, in order."""
+        if len(self._kept) == self._batches:  # then the images need not be read again
+            yield from ((share, gradients, True) for share, gradients in self._kept.values())
+            return
+        count = 0
         for index, share, batch in self.subject.weighted_batches():
-            gradients = self._kept.get(index) or self._differentiable_gradient(index, batch)
-            with self.subject.frozen():
-                product = self._differentiate(gradients, vectors, keep=index in self._kept)
-            total.add_(product, alpha=share)
-        return total.add_(v, alpha=self.subject.weight_decay)
+            if index in self._kept:
+                gradients = self._kept[index][1]
+            else:
+                gradients = self._differentiable_gradient(index, share, batch)
+            yield share, gradients, index in self._kept
+            count += 1
+        self._batches = count
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The data loss, and the gradient (n,) of the whole loss, weight decay included."""
-        loss, gradient = 0.0, torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        loss, gradient = 0.0, torch.zeros(self.size, dtype=torch.float64, device=self.device)
         for index, share, batch in self.subject.weighted_batches():
             value = self.subject.batch_loss(self._weights, batch, index, self.number)
             loss += share * value.item()
-            with self.subject.frozen():
-                parts = torch.autograd.grad(value, list(self._weights.values()), materialize_grads=True)
-            gradient.add_(_flat(parts), alpha=share)
+            gradient.add_(_flat(self._grad([value], None)), alpha=share)
         weights = _flat([weight.detach() for weight in self._weights.values()])
-        return loss, gradient.add_(weights, alpha=self.subject.weight_decay)
+        return loss, gradient.add_(weights, alpha=self.subject.weight_decay).to(self.dtype)
 
-    def _differentiable_gradient(self, index: int, batch: Batch) -> list[Tensor]:
+    def _grad(self, outputs: Sequence[Tensor], seeds: Sequence[Tensor] | None, **options: bool) -> Sequence[Tensor]:
+        if not any(output.requires_grad for output in outputs):
+            raise InputError("the loss does not depend on the weights: something in the model detaches it.")
+        with self.subject.frozen():
+            try:
+                return torch.autograd.grad(
+                    outputs, list(self._weights.values()), seeds, materialize_grads=True, **options
+                )
+            except RuntimeError as error:
+                raise InputError(
+                    f"differentiating the loss failed: {first_line(error)}; where memory ran out, use fewer images "
+                    "at a time (--batch-size) and less --graph-memory."
+                ) from error
+
+    def _differentiable_gradient(self, index: int, share: float, batch: Batch) -> list[Tensor]:
         """The gradient of one batch's loss with its graph, kept if there is room."""
         counted: dict[int, int] = {}
 
@@ -86,24 +111,20 @@ class HessianOperator:
 
         with saved_tensors_hooks(count, lambda tensor: tensor):
             value = self.subject.batch_loss(self._weights, batch, index, self.number)
-            with self.subject.frozen():
-                gradients = torch.autograd.grad(
-                    value, list(self._weights.values()), create_graph=True, materialize_grads=True
-                )
+            gradients = list(self._grad([value], None, create_graph=True))
         held = sum(counted.values())
         if self._kept_bytes + held <= self._budget:
-            self._kept[index] = list(gradients)
+            self._kept[index] = share, gradients
             self._kept_bytes += held
-        return list(gradients)
+        return gradients
 
     def _differentiate(self, gradients: Sequence[Tensor], vectors: Sequence[Tensor], keep: bool) -> Tensor:
         # a gradient that no longer depends on the weights has a zero row in the Hessian
         pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g.requires_grad]
-        weights = list(self._weights.values())
         if not pairs:
             return torch.zeros(self.size, dtype=self.dtype, device=self.device)
         outputs, seeds = zip(*pairs, strict=True)
-        return _flat(torch.autograd.grad(outputs, weights, seeds, retain_graph=keep, materialize_grads=True))
+        return _flat(self._grad(outputs, seeds, retain_graph=keep))
 
     def noise_floor(self, seed: int = 0) -> float:
         r"""Relative error of a product, from two random vectors u, v of norm sqrt(n) and three products.
@@ -111,7 +132,8 @@ class HessianOperator:
         .. math:: \max\left(\frac{\|Hv - (Hv)'\|}{\|Hv\|},
                   \frac{\sqrt{n}\,|u^\top H v - v^\top H u|}{\|u\|\,\|Hv\| + \|v\|\,\|Hu\|}\right)
 
-        where (Hv)' is the same product again. The second term estimates the share of H that is not symmetric;
+        where (Hv)' is the same product again, with all graphs computed anew. The second term estimates the share of
+        H that is not symmetric;
         both are rounding alone for a deterministic subject.
 
         Args:
@@ -119,7 +141,8 @@ class HessianOperator:
         """
         generator = torch.Generator().manual_seed(seed)
         u, v = torch.randn(2, self.size, generator=generator).to(self.device, self.dtype)
-        hu, hv, again = self.matvec(u), self.matvec(v), self.matvec(v)
+        hu, hv = self.matvec(u), self.matvec(v)
+        again = HessianOperator(self.subject, graph_memory=0, number=self.number).matvec(v)
         norm_u, norm_v = (torch.linalg.vector_norm(x, dtype=torch.float64).item() for x in (hu, hv))
         if norm_u == 0 == norm_v:
             return 0.0

@@ -22,13 +22,14 @@ class Config:
     parts: tuple[Literal["extremes", "trace", "density"], ...] = field(
         default=("extremes", "trace", "density"), metadata={"free": True}
     )
-    """What to compute; parts already in the run file stay."""
+    """What to compute; parts already in the run file stay, unless --restart."""
     largest: int = 5
     """How many eigenvalues from the top."""
     smallest: int = 1
     """How many from the bottom (the most negative)."""
     tolerance: float = 1e-3
-    """An eigenvalue has converged when its residual ||Hv - lambda v|| is below tolerance * |lambda|."""
+    """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; below 1 % of
+    the largest |lambda|, at most tolerance / 100 of that."""
     max_products: int = 400
     """Stop the search for extremes after this many Hessian-vector products, converged or not."""
     trace_samples: int = 20

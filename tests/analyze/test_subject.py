@@ -1,6 +1,9 @@
 """The subject: deterministic data and masks, and a model left as it was found."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from cases import CASES, Case, conv_net, mlp
 from commands import metadata
+from PIL import Image
 from torch import nn
 
 from analyze import Subject, hessian
@@ -38,6 +42,7 @@ def caller_state(model: nn.Module) -> dict:
             torch.backends.cuda.math_sdp_enabled(),
             torch.is_grad_enabled(),
             torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
         ),
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
@@ -306,3 +311,94 @@ def test_labels_that_the_model_has_no_output_for_are_one_sentence(tmp_path):
     torch.save(get_model("resnet_dnn_18", 5, width=2).state_dict(), path)
     with pytest.raises(InputError, match="10 classes"):
         Subject.load(path, model="resnet_dnn_18", model_args={"width": 2}, data="fashion_mnist")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_matmul_precision_of_the_caller_neither_matters_nor_changes(precision):
+    """In a process of its own: torch refuses to mix its old and new names for this."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / "shared")!r})
+import torch
+torch.set_float32_matmul_precision({precision!r})
+from cases import CASES
+from analyze.hessian import HessianOperator
+operator = HessianOperator(CASES[0].build(torch.float32))
+product = operator.matvec(torch.ones(operator.size))
+print(torch.get_float32_matmul_precision(), product.double().sum().item().hex())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    printed, value = done.stdout.split()
+    case = CASES[0].build(torch.float32)
+    operator = HessianOperator(case)
+    assert printed == precision
+    assert value == operator.matvec(torch.ones(operator.size)).double().sum().item().hex()
+
+
+def test_no_grad_and_autocast_of_the_caller_do_not_leak_in():
+    case = CASE["mlp"]
+    operator = HessianOperator(case.build(torch.float32), graph_memory=0)
+    v = torch.ones(operator.size)
+    expected = operator.matvec(v)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(operator.matvec(v), expected)
+
+
+def test_model_that_detaches_its_output_is_one_sentence():
+    class Detached(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    subject = Subject(Detached(6, 3), [(torch.randn(3, 6), torch.zeros(3, dtype=torch.long))])
+    with pytest.raises(InputError, match="detaches"):
+        hessian.compute(subject)
+
+
+def test_loader_that_refills_one_buffer_is_read_right():
+    buffer = torch.empty(2, 6)
+
+    def batches():
+        for number in range(3):
+            yield buffer.fill_(number), torch.zeros(2, dtype=torch.long)
+
+    assert [x[0, 0].item() for x, _ in Subject(mlp(), batches()).data] == [0.0, 1.0, 2.0]
+
+
+def test_weights_changed_after_loading_are_another_identity(tiny_checkpoint):
+    subject = Subject.load(tiny_checkpoint, limit=4)
+    before = subject.describe()
+    with torch.no_grad():
+        subject.model.layer0[0].weight.mul_(2)
+    after = subject.describe()
+    assert before["checkpoint"] == str(tiny_checkpoint) and after["checkpoint"] == "(from Python)"
+    assert before["checkpoint_sha256"] != after["checkpoint_sha256"]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("weight_decay", "abc"), ("weight_decay", -1), ("mean", "abc"), ("std", None), ("std", [0, 0, 0]),
+     ("dataset", 5), ("classes", 5), ("split", [])],
+)  # fmt: skip
+def test_metadata_that_can_not_be_is_one_sentence(tmp_path, key, value):
+    path = tmp_path / "odd.safetensors"
+    save_checkpoint(path, get_model("resnet_dnn_18", 10, width=2), metadata("resnet_dnn_18", width=2) | {key: value})
+    with pytest.raises(InputError, match=f"metadata's {key}") as caught:
+        Subject.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_arguments_can_not_turn_one_network_into_another(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    save_checkpoint(path, get_model("resnet_dnn_18", 10, width=2), metadata("resnet_dnn_18", width=2))
+    with pytest.raises(InputError, match="num_sblocks"):
+        Subject.load(path, model_args={"num_sblocks": [1, 1, 1, 1]})
+
+
+def test_checkpoint_trained_on_a_folder_is_enough(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            Image.new("RGB", (30, 40), (len(name), 7, 9)).save(tmp_path / "pets" / split / name / "a.png")
+    path = tmp_path / "own.safetensors"
+    recorded = metadata("resnet_dnn_18", 2, width=2) | {"dataset": f"folder:{tmp_path}/pets", "split": "train"}
+    save_checkpoint(path, get_model("resnet_dnn_18", 2, width=2), recorded)
+    assert Subject.load(path).data.spec == f"folder:{tmp_path}/pets:train"

@@ -79,6 +79,7 @@ def main() -> None:
     """Measure, write JSON, print it."""
     config = tyro.cli(Config)
     content = json.dumps({"machine": describe(), **measure(config)}, indent=2)
+    config.out.parent.mkdir(exist_ok=True)
     config.out.write_text(content + "\n")
     print(content)
 
