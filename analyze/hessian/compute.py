@@ -54,7 +54,7 @@ def compute(
 
         def keep(**parts: object) -> None:
             nonlocal result
-            result = replace(result, **parts)
+            result = _with_curve(replace(result, **parts))
             save(result.of(config, about))
 
         keep()
@@ -152,8 +152,24 @@ def _extend_density(operator, seed: int, config: Config, done: Density | None, k
         keep(density=density_of(np.array(nodes), np.array(weights)))
 
 
-def density_of(node: np.ndarray, weight: np.ndarray) -> Density:
-    """The stored form of quadratures (probe, step), with their curve at the default kernel width."""
-    width = default_width(node, weight)
+def _with_curve(result: Result) -> Result:
+    """The result with its density's curve redrawn: the kernel's width depends on the extremes, where known."""
+    if result.density is None:
+        return result
+    return replace(result, density=density_of(result.density.node, result.density.weight, result.extremes))
+
+
+def density_of(node: np.ndarray, weight: np.ndarray, extremes: Extremes | None = None) -> Density:
+    """The stored form of quadratures (probe, step), with their curve.
+
+    The kernel's width is `default_width` of the deflated range: nodes at or beyond the innermost of the known
+    largest and smallest eigenvalues, give or take 1 % of the range, are outliers.
+    """
+    low, high = -np.inf, np.inf
+    if extremes is not None:
+        margin = 0.01 * (node.max() - node.min())
+        low = extremes.smallest[-1] + margin if len(extremes.smallest) else low
+        high = extremes.largest[-1] - margin if len(extremes.largest) else high
+    width = default_width(node, weight, low, high)
     x, curve = kernel_density(node, weight, width=width)
     return Density(node, weight, width, x, curve)

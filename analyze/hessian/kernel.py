@@ -57,21 +57,26 @@ def kernel_density(
     return x, density / (probes * width * math.sqrt(2 * math.pi))
 
 
-def default_width(nodes: np.ndarray, weights: np.ndarray) -> float:
+def default_width(nodes: np.ndarray, weights: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
     r"""Kernel width in units of the eigenvalues: what the quadrature can resolve.
 
     $$\sigma = (\max \theta - \min \theta) / m$$
 
-    with m the number of steps, over the nodes of positive weight: m nodes a range apart have a mean spacing
-    of sigma, and of up to $\pi \sigma / 2$ in the middle. Where all nodes agree to 1e-6, sigma is 1 % of
-    their magnitude, and 1 if they are zero.
+    with m the number of steps, over the nodes of positive weight strictly between low and high: m nodes a range
+    apart have a mean spacing of sigma, and of up to $\pi \sigma / 2$ in the middle. Outliers outside make
+    spikes of that width instead of blurring the bulk. Where all nodes agree to 1e-6, sigma is 1 % of their
+    magnitude, and 1 if they are zero.
 
     Args:
         nodes: (probe, step).
         weights: (probe, step).
+        low: Nodes from here down are outliers; all count where none lie between.
+        high: Nodes from here up are outliers.
     """
     nodes, weights = _checked(nodes, weights)
     counted = nodes[weights > 0]
+    inner = counted[(counted > low) & (counted < high)]
+    counted = inner if inner.size else counted
     spread, magnitude = counted.max() - counted.min(), np.abs(counted).max()
     if magnitude == 0:
         return 1.0

@@ -11,8 +11,8 @@ from analyze.arrays import array
 from analyze.results import AnalysisResult, Row
 
 TITLE = "Curvature of the loss: extreme eigenvalues, trace and spectral density of its Hessian"
-SUBJECT_DEFAULTS = {"limit": 256}
-"""Images unless told otherwise: what the default run does in a minute or two on a laptop."""
+SUBJECT_DEFAULTS = {"limit": 128}
+"""Images unless told otherwise: what the default run does in a minute or two on two cores."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class Density:
 
     node: np.ndarray = array("probe", "step", unit="nat", doc="quadrature nodes, ascending for each probe")
     weight: np.ndarray = array("probe", "step", doc="their weights, summing to 1 for each probe")
-    width: float = array(unit="nat", doc="standard deviation of the Gaussian kernel of the curve")
+    width: float = array(
+        unit="nat", doc="standard deviation of the curve's Gaussian kernel: deflated range / steps"
+    )
     x: np.ndarray = array("grid", unit="nat", doc="where the curve is evaluated")
     density: np.ndarray = array("grid", unit="1/nat", doc="mean over probes of the blurred quadrature")
 

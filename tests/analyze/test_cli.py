@@ -91,7 +91,7 @@ def assert_equal(a: Result, b: Result) -> None:
     for part, names in (
         ("extremes", ("largest", "smallest")),
         ("trace", ("samples",)),
-        ("density", ("node", "weight")),
+        ("density", ("node", "weight", "width", "density")),
     ):
         for name in names:
             assert np.array_equal(getattr(getattr(a, part), name), getattr(getattr(b, part), name)), (part, name)

@@ -21,7 +21,7 @@ class Config:
 
     ckpt: str = "resnet_mcdo_smoothing_18"
     """Checkpoint."""
-    limit: int = 256
+    limit: int = 128
     """Images."""
     rounds: int = 7
     """Repetitions; the median is reported."""

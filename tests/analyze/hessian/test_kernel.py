@@ -94,3 +94,14 @@ def test_bad_input_says_what_was_expected(nodes, weights, options, message):
 def test_drawing_a_density_loads_no_torch():
     code = "import sys, analyze.hessian.kernel; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_outliers_beyond_the_bounds_do_not_widen_the_kernel():
+    bulk = np.linspace(-1, 1, 9)
+    nodes = np.concatenate([bulk, [50.0]])[None]
+    weights = np.full((1, 10), 0.1)
+    assert default_width(nodes, weights) == pytest.approx(51 / 10)
+    assert default_width(nodes, weights, high=49.5) == pytest.approx(2 / 10)
+    assert default_width(nodes, weights, low=60.0) == pytest.approx(51 / 10)  # none between: all count
+    x, density = kernel_density(nodes, weights, width=0.2)
+    assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-6)
