@@ -84,9 +84,7 @@ class Density:
 
     node: np.ndarray = array("probe", "step", unit="nat", doc="quadrature nodes, ascending for each probe")
     weight: np.ndarray = array("probe", "step", doc="their weights, summing to 1 for each probe")
-    width: float = array(
-        unit="nat", doc="standard deviation of the curve's Gaussian kernel: deflated range / steps"
-    )
+    width: float = array(unit="nat", doc="standard deviation of the curve's Gaussian kernel: deflated range / steps")
     x: np.ndarray = array("grid", unit="nat", doc="where the curve is evaluated")
     density: np.ndarray = array("grid", unit="1/nat", doc="mean over probes of the blurred quadrature")
 
