@@ -95,17 +95,18 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
     if shared.resume and shared.restart:
         raise InputError("--resume and --restart contradict each other.")
     if not shared.quiet:
-        print("loading ...", end="\r", file=sys.stderr, flush=True)
+        print("loading ...", file=sys.stderr, flush=True)
     subject = load_subject(shared)
     spec = importlib.import_module(f"analyze.{name}.spec")
     compute = importlib.import_module(f"analyze.{name}.compute")
     options, about = dataclasses.asdict(config), subject.describe()
     out = shared.out or paths.results() / f"{Path(about['checkpoint']).stem}.h5"
-    free = [f.name for f in dataclasses.fields(config) if f.metadata.get("free")]
     with RunFile(out, identity(about)) as file:
         previous, spent = None, 0.0
-        if not shared.restart and file.check_resume(name, options, about, ignore=[*free, "checkpoint"]):
-            previous = file.load(name, spec.Result)
+        stored = None if shared.restart else file.load(name, spec.Result)
+        free = ["checkpoint", *_free_options(config, stored)]
+        if stored is not None and file.check_resume(name, options, about, ignore=free):
+            previous = stored
             spent = float((file.attributes(name) or {}).get("seconds", 0.0))
         began = time.perf_counter()
         saver = _Saver(file, name, config, compute.is_complete, began - spent)
@@ -132,6 +133,16 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
         figure = None
     report(result, seconds, out, figure, as_json=shared.json, fresh=not done)
     return result
+
+
+def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
+    """Options that may differ from those of the stored result: they change no number in it."""
+    return [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.metadata.get("free")
+        or ("part" in field.metadata and getattr(stored, field.metadata["part"], None) is None)
+    ]
 
 
 def load_subject(shared: Shared) -> Any:

@@ -230,8 +230,8 @@ class RunFile:
         if stored is None:
             return False
         for kind, given in (("config", config), ("subject", subject or {})):
-            given, found = json.loads(_json(given)), stored.get(kind) or {}
-            for field in [*given, *(key for key in found if key not in given)]:
+            order, given, found = list(given), json.loads(_json(given)), stored.get(kind) or {}
+            for field in [*order, *(key for key in found if key not in given)]:
                 if field not in set(ignore) and _json(given.get(field)) != _json(found.get(field)):
                     raise InputError(
                         f"{self.path}: {name!r} was computed with {kind} {field} = {found.get(field)!r}, "

@@ -208,8 +208,8 @@ class Subject:
         return {
             **identity,
             "data": self.data.spec,
-            "data_sha256": self.data.sha256,
             "images": self.data.images,
+            "data_sha256": self.data.sha256,
             "batch_size": self.data.batch_size,
             "weight_decay": self.weight_decay,
             "mode": self.mode,

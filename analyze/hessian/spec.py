@@ -23,20 +23,20 @@ class Config:
         default=("extremes", "trace", "density"), metadata={"free": True}
     )
     """What to compute; parts already in the run file stay, unless --restart."""
-    largest: int = 5
+    largest: int = field(default=5, metadata={"part": "extremes"})
     """How many eigenvalues from the top."""
-    smallest: int = 1
+    smallest: int = field(default=1, metadata={"part": "extremes"})
     """How many from the bottom (the most negative)."""
-    tolerance: float = 1e-3
+    tolerance: float = field(default=1e-3, metadata={"part": "extremes"})
     """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; below 1 % of
     the largest |lambda|, at most tolerance / 100 of that."""
-    max_products: int = 400
+    max_products: int = field(default=400, metadata={"part": "extremes"})
     """Stop the search for extremes after this many Hessian-vector products, converged or not."""
-    trace_samples: int = 20
-    """Random vectors for the trace; its standard error falls as 1/sqrt of this."""
-    probes: int = 2
-    """Random vectors for the density."""
-    steps: int = 30
+    trace_samples: int = field(default=20, metadata={"free": True})
+    """Random vectors for the trace; its standard error falls as 1/sqrt of this. More can be added later."""
+    probes: int = field(default=2, metadata={"free": True})
+    """Random vectors for the density. More can be added later."""
+    steps: int = field(default=30, metadata={"part": "density"})
     """Lanczos steps, each one product, for each of them; more resolve finer detail."""
     graph_memory: float = field(default=3.0, metadata={"free": True})
     """GiB for keeping autograd graphs between products, a third faster; beyond it they are recomputed."""

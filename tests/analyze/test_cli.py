@@ -98,18 +98,28 @@ def assert_equal(a: Result, b: Result) -> None:
 
 
 def test_another_option_is_refused_by_name_and_restart_replaces(command, tiny_checkpoint, tmp_path):
-    out, base = tmp_path / "A.h5", [*SMALL, "--parts", "trace"]
+    out, base = tmp_path / "A.h5", [*SMALL, "--parts", "density"]
     assert command("--ckpt", tiny_checkpoint, "--out", out, *base).status == 0
     before = out.read_bytes()
-    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--trace-samples", "4")
-    assert_sentence(outcome, "trace_samples", "--restart")
+    outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--steps", "5")
+    assert_sentence(outcome, "steps", "--restart")
     outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--seed", "7")
     assert_sentence(outcome, "seed")
     outcome = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--limit", "20")
-    assert_sentence(outcome, "data_sha256", "--restart")
+    assert_sentence(outcome, "images", "--restart")
     assert out.read_bytes() == before
-    assert command("--ckpt", tiny_checkpoint, "--out", out, *base, "--trace-samples", "4", "--restart").status == 0
-    assert len(Result.read(out).trace.samples) == 4
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *base, "--steps", "5", "--restart").status == 0
+    assert Result.read(out).density.node.shape == (2, 5)
+
+
+def test_options_of_parts_that_are_not_stored_may_differ_and_samples_can_be_added(command, tiny_checkpoint, tmp_path):
+    out, base = tmp_path / "A.h5", [*SMALL, "--parts", "trace"]
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *base).status == 0
+    first = Result.read(out).trace.samples
+    more = command("--ckpt", tiny_checkpoint, "--out", out, *base, "--trace-samples", "5", "--steps", "9")
+    assert more.status == 0
+    samples = Result.read(out).trace.samples
+    assert len(samples) == 5 and np.array_equal(samples[:3], first)
 
 
 def assert_sentence(outcome, *words: str) -> None:
