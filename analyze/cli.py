@@ -117,16 +117,18 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
             with Bars(quiet=shared.quiet) as bars:
                 try:
                     result = compute.compute(subject, config, previous=previous, save=saver.offer, progress=bars.report)
+                    saver.offer(result)
                 except KeyboardInterrupt:
-                    saver.flush()
                     bars.close()
-                    print(f"interrupted; what is done is in {out}: the same command goes on.", file=sys.stderr)
+                    kept = (
+                        f"what is done is in {out}: the same command goes on"
+                        if out.is_file()
+                        else "nothing was written"
+                    )
+                    print(f"interrupted; {kept}.", file=sys.stderr)
                     raise SystemExit(130) from None
-                except BaseException:
+                finally:
                     saver.flush()
-                    raise
-            saver.offer(result)
-            saver.flush()
         seconds = float((file.attributes(name) or {})["seconds"])
     figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}") if shared.plot else None
     if figure and not result.plot(figure):
