@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from analyze.distributed import ALONE, World, first_speaks, joined, local_device
 from analyze.results import AnalysisResult, Row, identity, plain
 from analyze.run import RunFile
 from data_cache import InputError, exit_on_input_error, paths
@@ -43,7 +45,7 @@ class Shared:
     mode: Literal["eval", "train"] = "eval"
     """Mode of the network; train freezes BatchNorm's running statistics."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; under torchrun, auto and cuda give each process a GPU of its own."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic."""
     seed: int = 0
@@ -51,9 +53,11 @@ class Shared:
     out: Path | None = None
     """Run file; default: CHECKPOINT.h5 in the results folder. Several analyses share one."""
     plot: bool = True
-    """Draw the figure beside the run file."""
+    """Draw the figures beside the run file."""
     figure_format: Literal["png", "pdf", "svg"] = "png"
-    """Format of the figure."""
+    """Format of the figures."""
+    compare: tuple[Path, ...] = ()
+    """Run files of other checkpoints, to draw beside this one."""
     resume: Flag = False
     """Go on from what the run file holds; this is what happens anyway."""
     restart: Flag = False
@@ -85,21 +89,28 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> tuple[Shared, An
 
 def main(name: str, arguments: Sequence[str] | None = None) -> None:
     """The command of an analysis: parse, compute, save, draw, print."""
-    shared, config = parse(name, arguments)
-    with exit_on_input_error():
-        run(name, shared, config)
+    with first_speaks():
+        shared, config = parse(name, arguments)
+    with exit_on_input_error(), joined(shared.device) as world:
+        run(name, shared, config, world)
 
 
-def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
-    """Compute an analysis into its run file, draw its figure and print its table; the result."""
+def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> AnalysisResult:
+    """Compute an analysis into its run file, draw its figure and print its table; the result.
+
+    In a process other than the first, only help to compute it; what that one refuses, all refuse.
+    """
     if shared.resume and shared.restart:
         raise InputError("--resume and --restart contradict each other.")
-    if not shared.quiet:
+    if world.rank == 0 and not shared.quiet:
         print("loading ...", file=sys.stderr, flush=True)
     subject = load_subject(shared)
+    if world.rank > 0:
+        return _help(name, subject, config, world)
     spec = importlib.import_module(f"analyze.{name}.spec")
     compute = importlib.import_module(f"analyze.{name}.compute")
     options, about = dataclasses.asdict(config), subject.describe()
+    others = [spec.Result.read(path) for path in shared.compare]
     out = shared.out or paths.results() / f"{Path(about['checkpoint']).stem}.h5"
     with RunFile(out, identity(about)) as file:
         previous, spent = None, 0.0
@@ -111,12 +122,15 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
         began = time.perf_counter()
         saver = _Saver(file, name, config, compute.is_complete, began - spent)
         done = previous is not None and compute.is_complete(previous, config)
+        world.broadcast((done, previous))
         if done:
             result = previous.of(options, about)
         else:
             with Bars(quiet=shared.quiet) as bars:
                 try:
-                    result = compute.compute(subject, config, previous=previous, save=saver.offer, progress=bars.report)
+                    result = compute.compute(
+                        subject, config, previous=previous, save=saver.offer, progress=bars.report, world=world
+                    )
                     saver.offer(result)
                 except KeyboardInterrupt:
                     bars.close()
@@ -130,11 +144,17 @@ def run(name: str, shared: Shared, config: Any) -> AnalysisResult:
                 finally:
                     saver.flush()
         seconds = float((file.attributes(name) or {})["seconds"])
-    figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}") if shared.plot else None
-    if figure and not result.plot(figure):
-        figure = None
-    report(result, seconds, out, figure, as_json=shared.json, fresh=not done)
+    figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}")
+    figures = result.plot(figure, others) if shared.plot else []
+    report(result, seconds, out, figures, as_json=shared.json, fresh=not done)
     return result
+
+
+def _help(name: str, subject: Any, config: Any, world: World) -> AnalysisResult:
+    """Share the work of the first process, from where its run file stands."""
+    compute = importlib.import_module(f"analyze.{name}.compute").compute
+    done, previous = world.broadcast((False, None))
+    return previous if done else compute(subject, config, previous=previous, world=world)
 
 
 def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
@@ -143,7 +163,7 @@ def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
         field.name
         for field in dataclasses.fields(config)
         if field.metadata.get("free")
-        or ("part" in field.metadata and getattr(stored, field.metadata["part"], None) is None)
+        or ("parts" in field.metadata and all(getattr(stored, part, None) is None for part in field.metadata["parts"]))
     ]
 
 
@@ -163,7 +183,7 @@ def load_subject(shared: Shared) -> Any:
         batch_size=shared.batch_size,
         weight_decay=shared.weight_decay,
         mode=shared.mode,
-        device=shared.device,
+        device=local_device(shared.device),
         dtype=getattr(torch, shared.dtype),
         seed=shared.seed,
     )
@@ -243,7 +263,7 @@ def report(
     result: AnalysisResult,
     seconds: float,
     out: Path,
-    figure: Path | None,
+    figures: Sequence[Path],
     *,
     as_json: bool,
     fresh: bool = True,
@@ -257,18 +277,21 @@ def report(
             "subject": subject,
             "seconds": seconds,
             "run_file": str(out),
-            "figure": str(figure) if figure else None,
+            "figures": [str(figure) for figure in figures],
         }
         print(json.dumps(plain(content), indent=2, default=str))
         return
     from ext import status
 
     print(describe(subject))
-    print(status())
+    if "smoothing" in str(subject["model"]):
+        print(status())
     print(table(result.rows()))
+    for further in result.tables():
+        print(f"\n{further}")
     print(f"\ntime      {seconds:.1f} s{'' if fresh else ' (already in the run file; --restart computes it anew)'}")
     print(f"run file  {out}")
-    if figure:
+    for figure in figures:
         print(f"figure    {figure}")
 
 
@@ -286,7 +309,7 @@ def table(rows: Sequence[Row]) -> str:
     cells = []
     for quantity, value, error, remark in rows:
         number = f"{value:d}" if isinstance(value, int) else f"{value:.5g}"
-        cells.append((quantity, number, "" if error is None else f"± {error:.2g}", remark))
+        cells.append((quantity, number, "" if error is None or math.isnan(error) else f"± {error:.2g}", remark))
     widths = [max(len(row[column]) for row in cells) for column in range(3)]
     return "\n".join(
         f"  {quantity:<{widths[0]}}  {value:>{widths[1]}} {error:<{widths[2]}}  {remark}".rstrip()

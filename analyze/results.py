@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -84,17 +84,31 @@ class AnalysisResult:
             raise InputError(f"{path} holds no {cls.analysis} analysis.")
         return result.of(attributes.get("config", {}), attributes.get("subject", {}))
 
-    def plot(self, path: str | Path) -> bool:
-        """Draw the figure of its analysis into a PNG, PDF or SVG file; False if it holds nothing to draw."""
-        figure = importlib.import_module(f"analyze.{self.analysis}.figures").figure(self)
-        if figure is not None:
-            with written_whole(path) as temporary:
+    def plot(self: Self, path: str | Path, others: Sequence[Self] = ()) -> list[Path]:
+        """Draw the figures of its analysis, with those of `others` beside them where the analysis compares.
+
+        Args:
+            path: PNG, PDF or SVG file of the first; NAME_PART.png beside it for further ones.
+            others: Results of other checkpoints.
+
+        Returns:
+            The files; none if there is nothing to draw.
+        """
+        path = Path(path)
+        drawn = importlib.import_module(f"analyze.{self.analysis}.figures").figures(self, others)
+        files = {path.with_stem(f"{path.stem}_{name}") if name else path: figure for name, figure in drawn.items()}
+        for file, figure in files.items():
+            with written_whole(file) as temporary:
                 figure.savefig(temporary, dpi=200)
-        return figure is not None
+        return list(files)
 
     def rows(self) -> list[Row]:
         """The table of the command."""
         raise NotImplementedError
+
+    def tables(self) -> list[str]:
+        """Further tables that the command prints as they are."""
+        return []
 
 
 def identity(subject: Mapping[str, Any]) -> dict[str, str | int | float]:

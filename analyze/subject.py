@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from data_cache import ImageData, InputError
+from data_cache import ImageData, InputError, augment, normalize
 from models.checkpoint import load_checkpoint
 from models.devices import pick_device
-from models.randomness import fixed_randomness
+from models.randomness import derived_seed, fixed_randomness
 from models.recorded import recorded_data
 
 Batch = tuple[Tensor, Tensor]
@@ -119,6 +120,7 @@ class Subject:
         self.mode = mode
         self.seed = int(seed)
         self.data = _as_batches(data, batch_size, limit, self.device, self.dtype)
+        self._whole = data.to(self.device) if isinstance(data, ImageData) else None
         self._loaded: dict[str, Any] = {}
         self._loaded_state = ""
 
@@ -223,17 +225,21 @@ class Subject:
         """Mode, randomness and numerical flags as an analysis needs them; all as before afterwards.
 
         Gradients are on, autocast and TF32 off, attention uses the MATH kernel (the only one with second
-        derivatives), cuDNN is deterministic, and dropout draws from (seed, *counters).
+        derivatives), cuDNN is deterministic, and dropout draws from (seed, *counters). In train mode BatchNorm
+        neither reads nor writes running statistics, which forward-mode differentiation could not.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         with ExitStack() as stack:
             stack.callback(_restore_modes, modes)
+            tracking = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+            stack.callback(_track_running_stats, tracking, True)
             stack.enter_context(_exact_arithmetic())
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(fixed_randomness(self.device, self.seed, *counters))
             self.model.train(self.mode == "train")
+            _track_running_stats([m for m in tracking if m.training], False)
             yield
 
     def batch_loss(self, parameters: Mapping[str, Tensor], batch: Batch, index: int, number: int = 0) -> Tensor:
@@ -264,10 +270,54 @@ class Subject:
         for index, batch in enumerate(self.data):
             yield index, len(batch[1]) / self.data.images, batch
 
+    @property
+    def minibatches(self) -> int | None:
+        """How many mini-batches there are: those that an iterable brought, or None for no end of them."""
+        return None if self._whole is not None else sum(1 for _ in self.data.source)
+
+    def minibatch_spec(self, augmented: bool) -> str:
+        """What `minibatch` draws from, and its hash."""
+        if self._whole is None:
+            return f"{self.data.spec} (as it was batched, sha256 {self.data.sha256[:16]})"
+        how = "cropped and flipped" if augmented else "not augmented"
+        return f"{self._whole.spec} (in random order, {how}, sha256 {self._whole.sha256()[:16]})"
+
+    def minibatch(self, number: int, size: int, *, augmented: bool = True) -> Subject:
+        """The same model and loss on one mini-batch, as training meets it; a pure function of (seed, number).
+
+        Epochs go through the whole split, whatever `limit` says, in a random order, without the last short batch;
+        each is augmented anew. An iterable's own batches are taken as they are.
+
+        Args:
+            number: Which one, from 0.
+            size: Images in it; all there are if fewer.
+            augmented: Crop and flip the images.
+        """
+        whole = self._whole
+        if whole is None:
+            batch, spec = list(self.data.source)[number], self.data.spec
+        else:
+            size = min(size, len(whole))
+            epoch, place = divmod(number, len(whole) // size)
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
+            rows = torch.randperm(len(whole), generator=generator)[place * size : (place + 1) * size].numpy()
+            images, labels = whole.read(rows)
+            if augmented:
+                images = augment(images, self.seed, epoch, whole.indices[rows])
+            batch, spec = (normalize(images, whole.mean, whole.std, self.dtype), labels), whole.spec
+        part = copy.copy(self)
+        part.data = Batches([batch], len(batch[1]), len(batch[1]), spec, "", self.device, self.dtype)
+        return part
+
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         module.training = training
+
+
+def _track_running_stats(modules: list[_BatchNorm], track: bool) -> None:
+    for module in modules:
+        module.track_running_stats = track
 
 
 @contextmanager

@@ -9,10 +9,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["spec", "figures", "kernel"],
     submod_attrs={
         "compute": ["compute"],
-        "density": ["slq", "slq_probe", "trace_estimate", "trace_sample"],
+        "density": ["slq_probe"],
         "kernel": ["kernel_density"],
         "lanczos": ["Eigenpairs", "extreme_eigenpairs"],
         "operator": ["HessianOperator"],
-        "spec": ["Config", "Density", "Extremes", "Result", "Trace"],
+        "spec": ["Blocks", "Config", "Density", "Extremes", "MaxSpectrum", "Quantization", "Result", "Trace"],
+        "spectrum": ["max_eigenvalue_spectrum"],
+        "trace": ["trace_estimate", "trace_sample"],
     },
 )

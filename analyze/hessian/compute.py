@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from analyze.hessian.density import slq_probe, trace_estimate, trace_sample
-from analyze.hessian.kernel import default_width, kernel_density
-from analyze.hessian.lanczos import extreme_eigenpairs
+from analyze.distributed import ALONE, World
+from analyze.hessian import blocks, density, quantization, spectrum, trace
+from analyze.hessian.krylov import dot
+from analyze.hessian.lanczos import Eigenpairs, extreme_eigenpairs
 from analyze.hessian.operator import HessianOperator
-from analyze.hessian.spec import Config, Density, Extremes, Result, Trace
+from analyze.hessian.spec import Config, Extremes, Result
 from analyze.results import Progress, silent
+from analyze.scratch import Scratch
 from analyze.subject import Subject
 from data_cache import InputError
+
+PARTS = ("extremes", "trace", "density", "max_spectrum", "blocks", "quantization")
 
 
 def compute(
@@ -25,99 +31,214 @@ def compute(
     previous: Result | None = None,
     save: Callable[[Result], None] = lambda result: None,
     progress: Progress = silent,
+    world: World = ALONE,
+    scratch: Scratch | None = None,
 ) -> Result:
-    """Eigenvalues, trace and density of the Hessian of the subject's loss, weight decay included.
+    """Eigenvalues, trace, density, max-eigenvalue spectrum and blocks of the Hessian of the subject's loss.
 
     Args:
-        subject: Model, data and loss.
+        subject: Model, data and loss, weight decay included.
         config: What to compute; the defaults of `Config` if None.
         previous: A result of the same subject and config, perhaps incomplete, to go on from.
-        save: Called with the result so far after each part, trace sample and density probe.
+        save: Called with the result so far after each part, random vector, mini-batch and block.
         progress: Called after each product.
+        world: The ranks that share the work; each calls `compute` with the same arguments. Rank 0's result counts.
+        scratch: Where the search for extremes leaves its state at restarts.
 
     Returns:
         The result; whatever did not converge says so.
 
     Raises:
         InputError: The tolerance lies below the noise floor, more eigenvalues are wanted than there are
-            parameters, or a product is not finite.
+            parameters, memory is exhausted, or a product is not finite.
     """
     config = config or Config()
-    about = subject.describe()
-    operator = HessianOperator(subject, graph_memory=config.graph_memory)
-    if "extremes" in config.parts and max(config.largest, config.smallest) > operator.size:
-        raise InputError(f"the model has only {operator.size} parameters, so fewer eigenvalues than asked for.")
     try:
-        result = _begin(subject, operator, config, progress)
-        if previous:
-            result = replace(result, extremes=previous.extremes, trace=previous.trace, density=previous.density)
-
-        def keep(**parts: object) -> None:
-            nonlocal result
-            result = _with_curve(replace(result, **parts))
-            save(result.of(config, about))
-
-        keep()
-        if "extremes" in config.parts and result.extremes is None:
-            keep(extremes=_extremes(operator, subject.seed, config, progress))
-        if "trace" in config.parts:
-            _extend_trace(operator, subject.seed, config, result.trace, keep, progress)
-        if "density" in config.parts:
-            _extend_density(operator, subject.seed, config, result.density, keep, progress)
-    except FloatingPointError as error:
+        return _Analysis(subject, config, previous, save, progress, world, scratch or Scratch()).run()
+    except (FloatingPointError, ValueError) as error:
         raise InputError(str(error)) from error
-    return result.of(config, about)
 
 
 def is_complete(result: Result, config: Config) -> bool:
     """Whether the result holds all that the config asks for."""
-    trace, density = result.trace, result.density
-    return (
-        ("extremes" not in config.parts or result.extremes is not None)
-        and ("trace" not in config.parts or (trace is not None and len(trace.samples) >= config.trace_samples))
-        and ("density" not in config.parts or (density is not None and len(density.node) >= config.probes))
-    )
+    holds = {
+        "extremes": result.extremes is not None,
+        "trace": result.trace is not None and len(result.trace.samples) >= config.trace_samples,
+        "density": result.density is not None and len(result.density.node) >= config.probes,
+        "max-spectrum": spectrum.is_complete(result.max_spectrum, config),
+        "blocks": blocks.is_complete(result.blocks, config)
+        and (not config.bits or quantization.is_complete(result.quantization, config, result.blocks)),
+    }
+    return all(holds[part] for part in config.parts)
 
 
-def _begin(subject: Subject, operator: HessianOperator, config: Config, progress: Progress) -> Result:
-    progress("self-test", 0, 4, "")
-    loss, gradient = operator.loss_and_gradient()
-    if not np.isfinite(loss):
-        raise InputError(f"the loss is {loss} at these weights, so it has no Hessian there.")
-    progress("self-test", 1, 4, "")
-    floor = operator.noise_floor(subject.seed)
-    progress("self-test", 4, 4, f"noise floor {floor:.1e}")
-    if not np.isfinite(floor):
-        raise InputError("a Hessian-vector product is not finite at these weights; use --dtype float64.")
-    if "extremes" in config.parts and config.tolerance < floor:
-        raise InputError(
-            f"tolerance {config.tolerance:g} is below the noise floor {floor:.1e} of the products in "
-            f"{str(subject.dtype).removeprefix('torch.')}; raise it, or use float64."
+@dataclass
+class _Analysis:
+    """One call of `compute`: the parts in turn, and what they share."""
+
+    subject: Subject
+    config: Config
+    previous: Result | None
+    save: Callable[[Result], None]
+    progress: Progress
+    world: World
+    scratch: Scratch
+
+    def run(self) -> Result:
+        config, subject = self.config, self.subject
+        self.about = subject.describe()
+        # mini-batches alone need no pass over the images of all other parts
+        self.alone = config.parts == ("max-spectrum",)
+        self.operator = HessianOperator(
+            subject.minibatch(0, config.minibatch, augmented=config.augment) if self.alone else subject,
+            engine=self.previous.choice if self.previous else config.engine,
+            graph_memory=config.graph_memory,
+            parameters=config.parameters,
+            world=ALONE if self.alone else self.world,
         )
-    return Result(
-        parameters=operator.size,
-        loss=loss,
-        gradient_norm=torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
-        noise_floor=floor,
-        engine=operator.engine,
-    )
+        if "extremes" in config.parts and max(config.largest, config.smallest) > self.operator.size:
+            raise InputError(
+                f"there are only {self.operator.size} parameters, so fewer eigenvalues than were asked for."
+            )
+        self.result = self._begin()
+        if self.previous:
+            self.result = replace(self.result, **{part: getattr(self.previous, part) for part in PARTS})
+        self._keep()
+        if "extremes" in config.parts and self.result.extremes is None:
+            self._keep(extremes=_extremes_of(self._pairs))
+        if "trace" in config.parts:
+            for found in trace.grow(
+                self.operator, subject.seed, config, self.result.trace, self.progress, sample=self._trace_sample
+            ):
+                self._keep(trace=found)
+        if "density" in config.parts and not density.is_complete(self.result.density, config):
+            self._grow_density()
+        if "max-spectrum" in config.parts:
+            for found in spectrum.grow(
+                subject,
+                config,
+                self.result.max_spectrum,
+                engine=self.operator.choice,
+                world=self.world,
+                progress=self.progress,
+            ):
+                self._keep(max_spectrum=found)
+        if "blocks" in config.parts:
+            self._grow_blocks()
+        return self.result.of(config, self.about)
+
+    def _keep(self, **parts: object) -> None:
+        self.result = replace(self.result, **parts)  # type: ignore[arg-type]
+        self.save(self.result.of(self.config, self.about))
+
+    def _begin(self) -> Result:
+        """The self-test, before long work."""
+        operator, progress = self.operator, self.progress
+        progress("self-test", 0, 4, "")
+        loss, gradient = operator.loss_and_gradient()
+        if not np.isfinite(loss):
+            raise InputError(f"the loss is {loss} at these weights, so it has no Hessian there.")
+        progress("self-test", 1, 4, "")
+        floor = operator.noise_floor(self.subject.seed)
+        progress("self-test", 4, 4, f"noise floor {floor:.1e}; {operator.engine}")
+        if not np.isfinite(floor):
+            raise InputError("a Hessian-vector product is not finite at these weights; use --dtype float64.")
+        asked = {"extremes": "tolerance", "max-spectrum": "spectrum_tolerance", "blocks": "block_tolerance"}
+        for part, option in asked.items():
+            if part in self.config.parts and getattr(self.config, option) < floor:
+                raise InputError(
+                    f"{option} {getattr(self.config, option):g} is below the noise floor {floor:.1e} of the products "
+                    f"in {str(self.subject.dtype).removeprefix('torch.')}; raise it, or use float64."
+                )
+        return Result(
+            parameters=operator.size,
+            loss=np.nan if self.alone else loss,
+            gradient_norm=np.nan if self.alone else torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
+            noise_floor=floor,
+            engine=operator.engine,
+            choice=operator.choice,
+        )
+
+    @cached_property
+    def _pairs(self) -> Eigenpairs:
+        """The extremes with their vectors; found again where only their values are in the run file."""
+        config = self.config
+
+        def report(count: int, values: np.ndarray, residuals: np.ndarray) -> None:
+            worst = np.max(residuals / np.maximum(np.abs(values), 1e-300), initial=0.0)
+            top = f"largest {values[0]:.4g}, " if len(values) else ""
+            self.progress("extremes", count, None, f"{top}worst relative residual {worst:.1e}")
+
+        pairs = extreme_eigenpairs(
+            self.operator,
+            largest=config.largest,
+            smallest=config.smallest,
+            tolerance=config.tolerance,
+            max_products=config.max_products,
+            basis_bytes=int(config.basis_memory * 2**30),
+            seed=self.subject.seed,
+            on_product=report,
+            on_restart=self.scratch.save,
+            state=self.world.broadcast(self.scratch.load()),
+        )
+        self.scratch.clear()
+        return pairs
+
+    @cached_property
+    def _blocks(self) -> list[blocks.Block]:
+        return blocks.partition(self.operator.names, self.operator.sizes)
+
+    def _sampled(self, probe: int) -> tuple[float, np.ndarray | None]:
+        """What trace and blocks take from the product with a random vector, computed once for both."""
+        if probe not in self._samples:
+            z, product = trace.probe_product(self.operator, self.subject.seed, probe)
+            shared = blocks.block_samples(self._blocks, z, product) if "blocks" in self.config.parts else None
+            self._samples[probe] = dot(z, product), shared
+        return self._samples[probe]
+
+    @cached_property
+    def _samples(self) -> dict[int, tuple[float, np.ndarray | None]]:
+        return {}
+
+    def _trace_sample(self, probe: int) -> float:
+        return self._sampled(probe)[0]
+
+    def _block_sample(self, probe: int) -> np.ndarray:
+        shared = self._sampled(probe)[1]
+        assert shared is not None
+        return shared
+
+    def _grow_density(self) -> None:
+        config, vectors = self.config, None
+        values = residuals = np.zeros(0)
+        if config.deflate and 0 < config.largest + config.smallest < self.operator.size:
+            vectors, values, residuals = _converged(self._pairs, config.tolerance)
+        for found in density.grow(
+            self.operator,
+            self.subject.seed,
+            config,
+            self.result.density,
+            self.progress,
+            vectors=vectors,
+            values=values,
+            residuals=residuals,
+        ):
+            self._keep(density=found)
+
+    def _grow_blocks(self) -> None:
+        config = self.config
+        for found in blocks.grow(
+            self.operator, self.subject.seed, config, self.result.blocks, self.progress, sample=self._block_sample
+        ):
+            self._keep(blocks=found)
+        if config.bits and self.result.blocks is not None:
+            for costs in quantization.grow(
+                self.operator, config, self.result.blocks, self.result.quantization, self.progress
+            ):
+                self._keep(quantization=costs)
 
 
-def _extremes(operator: HessianOperator, seed: int, config: Config, progress: Progress) -> Extremes:
-    def report(count: int, values: np.ndarray, residuals: np.ndarray) -> None:
-        worst = np.max(residuals / np.maximum(np.abs(values), 1e-300), initial=0.0)
-        top = f"largest {values[0]:.4g}, " if len(values) else ""
-        progress("extremes", count, None, f"{top}worst relative residual {worst:.1e}")
-
-    pairs = extreme_eigenpairs(
-        operator,
-        largest=config.largest,
-        smallest=config.smallest,
-        tolerance=config.tolerance,
-        max_products=config.max_products,
-        seed=seed,
-        on_product=report,
-    )
+def _extremes_of(pairs: Eigenpairs) -> Extremes:
     return Extremes(
         largest=pairs.largest,
         largest_residual=pairs.largest_residual,
@@ -128,48 +249,11 @@ def _extremes(operator: HessianOperator, seed: int, config: Config, progress: Pr
     )
 
 
-def _extend_trace(operator, seed: int, config: Config, done: Trace | None, keep, progress: Progress) -> None:
-    samples = [] if done is None else list(done.samples)
-    for probe in range(len(samples), config.trace_samples):
-        samples.append(trace_sample(operator, seed, probe))
-        estimate, stderr = trace_estimate(samples)
-        progress("trace", probe + 1, config.trace_samples, f"{estimate:.4g} ± {stderr:.2g}")
-        keep(trace=Trace(estimate, stderr, np.array(samples)))
-
-
-def _extend_density(operator, seed: int, config: Config, done: Density | None, keep, progress: Progress) -> None:
-    nodes = [] if done is None else list(done.node)
-    weights = [] if done is None else list(done.weight)
-    total = config.probes * config.steps
-
-    def report(count: int) -> None:
-        progress("density", len(nodes) * config.steps + count, total, f"probe {len(nodes) + 1}")
-
-    for probe in range(len(nodes), config.probes):
-        node, weight = slq_probe(operator, seed, probe, config.steps, on_product=report)
-        nodes.append(node)
-        weights.append(weight)
-        keep(density=density_of(np.array(nodes), np.array(weights)))
-
-
-def _with_curve(result: Result) -> Result:
-    """The result with its density's curve redrawn: the kernel's width depends on the extremes, where known."""
-    if result.density is None:
-        return result
-    return replace(result, density=density_of(result.density.node, result.density.weight, result.extremes))
-
-
-def density_of(node: np.ndarray, weight: np.ndarray, extremes: Extremes | None = None) -> Density:
-    """The stored form of quadratures (probe, step), with their curve.
-
-    The kernel's width is `default_width` of the deflated range: nodes at or beyond the innermost of the known
-    largest and smallest eigenvalues, give or take 1 % of the range, are outliers.
-    """
-    low, high = -np.inf, np.inf
-    if extremes is not None:
-        margin = 0.01 * (node.max() - node.min())
-        low = extremes.smallest[-1] + margin if len(extremes.smallest) else low
-        high = extremes.largest[-1] - margin if len(extremes.largest) else high
-    width = default_width(node, weight, low, high)
-    x, curve = kernel_density(node, weight, width=width)
-    return Density(node, weight, width, x, curve)
+def _converged(pairs: Eigenpairs, tolerance: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Vectors, values and residuals of the pairs that met the tolerance themselves, by ascending value."""
+    values = np.concatenate([pairs.largest, pairs.smallest])
+    residuals = np.concatenate([pairs.largest_residual, pairs.smallest_residual])
+    vectors = torch.cat([pairs.largest_vectors, pairs.smallest_vectors])
+    order = np.argsort(values)
+    order = order[residuals[order] <= tolerance * np.abs(values[order])]
+    return vectors[torch.from_numpy(order).to(vectors.device)], values[order], residuals[order]

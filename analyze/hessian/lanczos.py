@@ -6,17 +6,23 @@ Lanczos, always fully reorthogonalised; when the basis is full it is compressed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analyze.hessian.krylov import KrylovSpace, Operator
+from analyze.hessian.krylov import KrylovSpace, Operator, row_bytes
 
 # The wanted values must hold still for this many products before they are believed.
 _PATIENCE = 2
+# An eigenvector counts as excluded where the space would show it if the start vector held a tenth of a random
+# vector's usual share of it, 1/sqrt(n); 8 % of random vectors hold less.
+_SHARE = 0.1
+# "Well beyond" a value: by this many times the residual that it is allowed.
+_BEYOND = 10
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Eigenpairs:
     """Eigenpairs at both ends of a spectrum; within the residual of each value lies a true eigenvalue."""
 
     largest: np.ndarray
-    """(k,) float64, descending."""
+    """(k,) float64, descending; if they were chosen by magnitude, signed, with |lambda| descending."""
     largest_residual: np.ndarray
     """(k,) float64, ||H v - lambda v|| with ||v|| = 1, rounding of the run included."""
     smallest: np.ndarray
@@ -46,6 +52,7 @@ def extreme_eigenpairs(
     *,
     largest: int = 5,
     smallest: int = 1,
+    which: Literal["algebraic", "magnitude"] = "algebraic",
     tolerance: float = 1e-3,
     floor: float | None = None,
     max_products: int = 1000,
@@ -54,19 +61,25 @@ def extreme_eigenpairs(
     multiplicity: bool = False,
     seed: int = 0,
     start: Tensor | None = None,
+    noise: float = 0.1,
+    state: Mapping[str, np.ndarray] | None = None,
     on_product: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+    on_restart: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> Eigenpairs:
-    r"""The algebraically largest and smallest eigenvalues with their vectors, by thick-restart Lanczos.
+    r"""The largest and smallest eigenvalues with their vectors, by thick-restart Lanczos.
 
     Each product adds a vector to an orthonormal basis V of a Krylov space, in which Rayleigh-Ritz solves
 
     $$V^\top H V s = \theta s, \qquad v = V s, \qquad \lVert H v - \theta v \rVert = \beta |s_{last}|.$$
 
-    It stops when every wanted pair has a residual of at most max(tolerance |theta|, floor max|theta|), AND
-    none of the wanted values has moved by more than that over the last two products: a small residual shows
-    an eigenpair, not that it is the outermost. When the basis is full, the best half goes on (Wu & Simon,
-    "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. Appl. 22,
-    2000).
+    It stops when every wanted pair has a residual of at most r = max(tolerance |theta|, floor max|theta|). But a
+    small residual shows an eigenpair, not that it is the outermost: the start holds only some 1/sqrt(n) of
+    any one eigenvector, so that residual may hide an eigenvalue r sqrt(n) further out. So, too, none of the wanted
+    values may have moved by more than r over the last two products, and the space must have magnified whatever lies
+    10 r beyond each of them so much that a start with 0.1/sqrt(n) of its vector would have shown it (see
+    `KrylovSpace.log_growth`; 8 % of random vectors hold less). For values apart from the bulk, that costs
+    nothing. When the basis is full, the best half goes on (Wu & Simon, "Thick-Restart Lanczos Method for Large
+    Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. Appl. 22, 2000).
 
     One Krylov space holds one vector of each eigenspace, so copies of a multiple eigenvalue are found only
     after the space closes (it then goes on from a new random vector, until that changes nothing) or with
@@ -76,6 +89,7 @@ def extreme_eigenpairs(
         operator: the symmetric map; any definiteness.
         largest: how many from the top, k.
         smallest: how many from the bottom, m. An end inside a dense bulk costs far more than an outlier.
+        which: with "magnitude", `largest` counts the eigenvalues of largest |lambda|, and `smallest` must be 0.
         tolerance: of the residual, relative to each |theta|.
         floor: of the residual, relative to the operator's scale max|theta|; lets an eigenvalue near zero
             converge. By default tolerance / 100, so that `tolerance` is relative for eigenvalues above 1 % of
@@ -89,45 +103,68 @@ def extreme_eigenpairs(
             vector, orthogonal to the pairs found, until that changes nothing. About doubles the products.
         seed: of the random vectors. They come from a generator of their own on the CPU: the same on every
             device.
-        start: (n,) a guess, such as a sum of another batch's eigenvectors. It is mixed half and half with a
-            random vector, so that it can't hide the eigenvectors that it lacks.
+        start: (n,) a guess, such as a sum of another batch's eigenvectors. Of pairs that meet `tolerance` itself,
+            it is then believed that nothing lies beyond them.
+        noise: norm of the random vector that is added to the guess of norm 1. Without one, the space never holds
+            the eigenvectors that the guess lacks, and would miss them; the more there is, the more
+            products go into the bulk that it brings along.
+        state: from `on_restart`, to go on from; all other arguments must be as they were. The outcome has the
+            same bits as if it had never stopped.
         on_product: called after each product with their number, the current largest values and their
             residuals.
+        on_restart: called after each restart of a full basis with all that `state` needs: arrays by name. The
+            vectors may be a view of the basis: write or copy them before returning.
 
     Returns:
         The pairs. Their residuals hold what the computed products say: beta |s_last|, the part of the
         products' rounding that broke their symmetry, and an allowance for the rounding of the basis.
 
     Raises:
-        ValueError: more pairs wanted than exist, or than `basis_size`, `basis_bytes` or `max_products` allow;
-            a start of the wrong shape; a product of the wrong shape.
+        ValueError: more pairs wanted than exist, or than `basis_size`, `basis_bytes`, `max_products` or the memory
+            allow; a start of the wrong shape; a product of the wrong shape; a state of another run.
         FloatingPointError: a product holds NaN or infinity.
     """
     _check_counts(operator.size, largest, smallest, max_products)
+    if which == "magnitude" and smallest:
+        raise ValueError(f"smallest={smallest}: by magnitude there is one end only, so smallest must be 0.")
+    if not noise > 0:
+        raise ValueError(f"noise={noise}: expected a positive number, or a guess would hide what it lacks.")
     capacity = _capacity(operator, largest + smallest, basis_size, basis_bytes)
     if floor is None:
         floor = max(tolerance / 100, 100 * torch.finfo(operator.dtype).eps)
     generator = torch.Generator().manual_seed(seed)
-    space = KrylovSpace(operator, capacity, _start_vector(operator, start, generator))
-    search = _Search(largest, smallest, tolerance, floor, copies=multiplicity)
+    by_magnitude = which == "magnitude"
+    # What a warm start lacks, it holds only in its random part.
+    random = 1.0 if start is None else noise / math.hypot(1.0, noise)
+    search = _Search(largest, smallest, by_magnitude, tolerance, floor, multiplicity, start is not None)
+    search.needed = math.log(math.sqrt(operator.size) / (_SHARE * random))
+    if state is None:
+        space = KrylovSpace(operator, capacity, _start_vector(operator, start, noise, generator))
+    else:
+        space = KrylovSpace.restore(operator, capacity, state)
+        search.restore(state)
+        generator.set_state(torch.from_numpy(np.array(state["generator"])))
     while True:
         if space.count == capacity:
-            space.restart(search.best_half(space.ritz()[1], capacity))
+            values, coordinates = space.ritz()
+            space.restart(values, coordinates, search.best_half(values, capacity))
+            if on_restart is not None:
+                on_restart({**space.state(), **search.state(), "generator": generator.get_state().numpy()})
         closed = not space.step()
         values, coordinates = space.ritz()
         residuals = space.residuals(values, coordinates)
         if on_product is not None:
-            shown = search.index(len(values))[: min(largest, len(values))]
+            shown = search.index(values)[: min(largest, len(values))]
             on_product(space.products, values[shown], residuals[shown])
-        verdict = search.judge(values, residuals, space.estimates(coordinates), closed)
+        verdict = search.judge(space, values, residuals, space.estimates(coordinates), closed)
         if verdict == "found" or space.count == operator.size or space.products >= max_products:
             break
         if verdict == "search on":
             if search.before is not None:
-                space.restart(coordinates[:, search.index(len(values))], keep_next=False)
+                space.restart(values, coordinates, search.index(values), keep_next=False)
             space.append(_normal(operator, generator))
 
-    index = search.index(len(values))
+    index = search.index(values)
     top, bottom = index[:largest], index[largest:]
     vectors = space.combine(coordinates[:, index])
     return Eigenpairs(
@@ -146,48 +183,68 @@ def extreme_eigenpairs(
 class _Search:
     """Which Ritz pairs are wanted, and whether they have been found."""
 
-    def __init__(self, largest: int, smallest: int, tolerance: float, floor: float, copies: bool):
-        self.largest, self.smallest = largest, smallest
+    def __init__(
+        self,
+        largest: int,
+        smallest: int,
+        by_magnitude: bool,
+        tolerance: float,
+        floor: float,
+        copies: bool,
+        trusted: bool,
+    ):
+        self.largest, self.smallest, self.by_magnitude = largest, smallest, by_magnitude
         self.tolerance, self.floor = tolerance, floor
-        self.copies = copies
+        self.copies, self.trusted = copies, trusted
+        self.needed = 0.0
+        """Logarithm of how much an eigenvector must have been magnified before its absence is believed."""
         self.history: list[np.ndarray] = []
         self.before: np.ndarray | None = None
         """The wanted values when the search last went on from a new random vector, if all of them existed."""
 
-    def index(self, count: int, further: int = 0) -> np.ndarray:
-        """Where the wanted are among `count` ascending values: from the top down, then from the bottom up."""
+    def index(self, values: np.ndarray, further: int = 0) -> np.ndarray:
+        """Where the wanted are among the ascending values: from the top down, then from the bottom up."""
+        count = len(values)
+        if self.by_magnitude:
+            return np.argsort(-np.abs(values), kind="stable")[: self.largest + further]
         top = min(self.largest + further * (self.largest > 0), count)
         bottom = min(self.smallest + further * (self.smallest > 0), count)
         return np.r_[np.arange(count - 1, count - 1 - top, -1), np.arange(bottom)]
 
-    def best_half(self, coordinates: np.ndarray, capacity: int) -> np.ndarray:
+    def best_half(self, values: np.ndarray, capacity: int) -> np.ndarray:
         """What a restart keeps: the wanted pairs, and half of the rest in the proportion of the wanted."""
         wanted = self.largest + self.smallest
         spare = (capacity - wanted) // 2
+        if self.by_magnitude:
+            return np.sort(self.index(values, further=spare))
         top = self.largest + round(spare * self.largest / wanted)
         bottom = wanted + spare - top
-        return np.hstack([coordinates[:, :bottom], coordinates[:, len(coordinates) - top :]])
+        return np.r_[np.arange(bottom), np.arange(len(values) - top, len(values))]
 
     def allowed(self, values: np.ndarray) -> np.ndarray:
         """Residual up to which each pair counts as converged."""
         return np.maximum(self.tolerance * np.abs(values), self.floor * np.abs(values).max())
 
-    def judge(self, values: np.ndarray, residuals: np.ndarray, estimates: np.ndarray, closed: bool) -> str:
+    def judge(
+        self, space: KrylovSpace, values: np.ndarray, residuals: np.ndarray, estimates: np.ndarray, closed: bool
+    ) -> str:
         """Say "found", "go on", or "search on" (from a new random vector)."""
         # A space that closed holds one vector of each eigenspace it has met: there may be copies beside it.
         self.copies |= closed
-        index = self.index(len(values))
+        index = self.index(values)
         if len(values) < self.largest + self.smallest:
             return "search on" if closed else "go on"
         allowed = self.allowed(values)
-        self.history = [*self.history[-_PATIENCE:], values[index]]
+        # Where +x and -x are equally far out, rounding decides each time which comes first.
+        wanted = np.abs(values[index]) if self.by_magnitude else values[index]
+        self.history = [*self.history[-_PATIENCE:], wanted]
 
         def unchanged(earlier: np.ndarray) -> bool:
-            return bool(np.all(np.abs(values[index] - earlier) <= allowed[index]))
+            return bool(np.all(np.abs(wanted - earlier) <= allowed[index]))
 
         # Copies show up only once the new vector's own outermost pairs, next in line to the wanted, have
         # converged.
-        tested = self.index(len(values), further=1) if self.copies else index
+        tested = self.index(values, further=1) if self.copies else index
         complete = len(values) >= self.largest + self.smallest + (len(tested) - len(index))
         # Where rounding alone exceeds what is allowed, going on doesn't help; `converged` will say no.
         good_enough = (residuals <= allowed) | (estimates <= 0.1 * allowed)
@@ -196,6 +253,7 @@ class _Search:
             and len(self.history) > _PATIENCE
             and all(unchanged(earlier) for earlier in self.history)
             and bool(np.all(good_enough[tested]))
+            and self._outermost(space, values, residuals, allowed)
         )
         if settled and not self.copies:
             return "found"
@@ -203,15 +261,44 @@ class _Search:
             return "go on"
         if self.before is not None and unchanged(self.before):
             return "found"
-        self.before = values[index]
+        self.before = wanted
         return "search on"
+
+    def _outermost(self, space: KrylovSpace, values: np.ndarray, residuals: np.ndarray, allowed: np.ndarray) -> bool:
+        """Whether an eigenvalue well beyond a wanted one would have shown itself by now.
+
+        A residual r can hide an eigenvalue r sqrt(n) away, for the start holds only some 1/sqrt(n) of its vector.
+        """
+        index = self.index(values)
+        rank = np.arange(len(index))
+        if self.trusted:  # what the guess vouches for: all but what converged by the floor alone
+            rank = rank[residuals[index] > self.tolerance * np.abs(values[index])]
+        index, top = index[rank], rank < self.largest
+        beyond = _BEYOND * allowed[index]
+        if self.by_magnitude:
+            points = np.abs(values[index]) + beyond
+            points, beyond = np.r_[points, -points], np.r_[beyond, beyond]
+        else:
+            points = values[index] + np.where(top, beyond, -beyond)
+        return bool(np.all(space.log_growth(values, points, beyond) >= self.needed))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` needs."""
+        before = np.zeros(0) if self.before is None else self.before
+        return {"history": np.array(self.history), "settled": before, "copies": np.array(self.copies)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on as the search that `state` was taken of."""
+        self.history = list(np.array(state["history"]))
+        self.before = np.array(state["settled"]) if len(state["settled"]) else None
+        self.copies = bool(state["copies"])
 
 
 def _normal(operator: Operator, generator: torch.Generator) -> Tensor:
     return torch.randn(operator.size, generator=generator).to(operator.device, operator.dtype)
 
 
-def _start_vector(operator: Operator, start: Tensor | None, generator: torch.Generator) -> Tensor:
+def _start_vector(operator: Operator, start: Tensor | None, noise: float, generator: torch.Generator) -> Tensor:
     random = _normal(operator, generator)
     if start is None:
         return random
@@ -221,7 +308,7 @@ def _start_vector(operator: Operator, start: Tensor | None, generator: torch.Gen
     norm = float(torch.linalg.vector_norm(start, dtype=torch.float64))
     if not 0 < norm < math.inf:
         raise ValueError(f"The start vector has norm {norm}; expected a finite vector that is not zero.")
-    return start / norm + random / torch.linalg.vector_norm(random, dtype=torch.float64).to(random.dtype)
+    return start / norm + noise * random / torch.linalg.vector_norm(random, dtype=torch.float64).to(random.dtype)
 
 
 def _check_counts(size: int, largest: int, smallest: int, max_products: int) -> None:
@@ -239,7 +326,7 @@ def _check_counts(size: int, largest: int, smallest: int, max_products: int) -> 
 
 
 def _capacity(operator: Operator, wanted: int, basis_size: int | None, basis_bytes: int | None) -> int:
-    row = operator.size * torch.finfo(operator.dtype).bits // 8
+    row = row_bytes(operator)
     if basis_size is None:
         basis_size = max(2 * wanted + 20, min(100, 2**30 // row))
     if basis_bytes is not None:

@@ -3,58 +3,122 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from analyze.arrays import array
 from analyze.results import AnalysisResult, Row
 
-TITLE = "Curvature of the loss: extreme eigenvalues, trace and spectral density of its Hessian"
+TITLE = "Curvature of the loss: extreme eigenvalues, trace, spectral density, max-eigenvalue spectrum, layers"
 SUBJECT_DEFAULTS = {"limit": 128}
 """Images unless told otherwise: what the default run does in a minute or two on two cores."""
+
+Part = Literal["extremes", "trace", "density", "max-spectrum", "blocks"]
+Engine = Literal["auto", "measured", "recomputed", "forward-over-reverse", "finite-differences", "pyhessian"]
+
+
+def _of(part: str, default: Any, *further: str) -> Any:
+    return field(default=default, metadata={"parts": (part, *further)})
+
+
+def _free(default: Any) -> Any:
+    return field(default=default, metadata={"free": True})
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the Hessian analysis."""
 
-    parts: tuple[Literal["extremes", "trace", "density"], ...] = field(
-        default=("extremes", "trace", "density"), metadata={"free": True}
-    )
+    parts: tuple[Part, ...] = _free(("extremes", "trace", "density"))
     """What to compute; parts already in the run file stay, unless --restart."""
-    largest: int = field(default=5, metadata={"part": "extremes"})
+    parameters: tuple[str, ...] = ()
+    """Globs of parameter names, such as 'layer1.*': the loss as a function of these alone; default: of all."""
+    engine: Engine = "auto"
+    """How products are computed. auto: double backward on kept graphs, recomputed beyond --graph-memory. measured:
+    whatever a short measurement finds fastest, also for groups of vectors; two such runs may differ in rounding."""
+    graph_memory: float = _free(3.0)
+    """GiB for keeping autograd graphs between products, a third faster; beyond it they are recomputed."""
+    basis_memory: float = 4.0
+    """GiB for a Krylov basis; a smaller one restarts earlier and takes more products, never less exact ones."""
+
+    largest: int = _of("extremes", 5)
     """How many eigenvalues from the top."""
-    smallest: int = field(default=1, metadata={"part": "extremes"})
+    smallest: int = _of("extremes", 1)
     """How many from the bottom (the most negative)."""
-    tolerance: float = field(default=1e-3, metadata={"part": "extremes"})
+    tolerance: float = _of("extremes", 1e-3)
     """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; below 1 % of
     the largest |lambda|, at most tolerance / 100 of that."""
-    max_products: int = field(default=400, metadata={"part": "extremes"})
-    """Stop the search for extremes after this many Hessian-vector products, converged or not."""
-    trace_samples: int = field(default=20, metadata={"free": True})
+    max_products: int = _of("extremes", 400, "max_spectrum", "blocks")
+    """Stop a search for eigenvalues after this many Hessian-vector products, converged or not."""
+
+    trace_samples: int = _free(20)
     """Random vectors for the trace; its standard error falls as 1/sqrt of this. More can be added later."""
-    probes: int = field(default=2, metadata={"free": True})
+    sketch: int = _of("trace", 0)
+    """Hutch++: take the trace over this many dominant directions exactly (2 products each) and sample the rest."""
+
+    probes: int = _free(2)
     """Random vectors for the density. More can be added later."""
-    steps: int = field(default=30, metadata={"part": "density"})
+    steps: int = _of("density", 30)
     """Lanczos steps, each one product, for each of them; more resolve finer detail."""
-    graph_memory: float = field(default=3.0, metadata={"free": True})
-    """GiB for keeping autograd graphs between products, a third faster; beyond it they are recomputed."""
+    deflate: bool = _of("density", True)
+    """Take the converged extremes out of the density's probes, so that their steps go to the bulk."""
+
+    batches: int = _free(16)
+    """Mini-batches of the max-eigenvalue spectrum. More can be added later."""
+    minibatch: int = _of("max_spectrum", 128)
+    """Images in each of them, drawn in random order from the whole split, whatever --limit says."""
+    augment: bool = _of("max_spectrum", True)
+    """Crop and flip them as in training."""
+    top: int = _of("max_spectrum", 5)
+    """Largest eigenvalues of each mini-batch."""
+    which: Literal["largest", "magnitude"] = _of("max_spectrum", "largest")
+    """Largest (and the smallest one) by value, or by magnitude as in published figures made with PyHessian."""
+    spectrum_tolerance: float = _of("max_spectrum", 1e-2)
+    """As --tolerance, for each mini-batch."""
+    log_x: bool = _free(False)
+    """Draw the max-eigenvalue spectrum over a logarithmic axis; negative values are then left out, and counted."""
+
+    block_samples: int = _free(10)
+    """Random vectors that all layers' traces share, and share with the trace. More can be added later."""
+    block_error: float = _of("blocks", 0.3)
+    """A layer whose trace has a larger standard error than this share of it gets as many vectors of its own."""
+    block_tolerance: float = _of("blocks", 1e-2)
+    """As --tolerance, for each layer's largest eigenvalue."""
+    bits: tuple[int, ...] = _of("quantization", (2, 4, 8))
+    """Bit widths to which weights could be rounded: what that costs each layer; give none to skip it."""
+    mean_bits: float = _of("quantization", 4.0)
+    """Size limit of the bit allocation: bits per weight, on average."""
 
     def __post_init__(self) -> None:
         from data_cache import InputError
 
-        for name, least in {"largest": 0, "smallest": 0, "trace_samples": 1, "probes": 1, "steps": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        least = {
+            "largest": 0, "smallest": 0, "trace_samples": 1, "sketch": 0, "probes": 1, "steps": 1, "batches": 1,
+            "minibatch": 1, "top": 1, "block_samples": 2,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
+        if not self.parts:
+            raise InputError("parts is empty: name at least one of extremes, trace, density, max-spectrum, blocks.")
         if self.largest + self.smallest == 0 and "extremes" in self.parts:
             raise InputError("largest and smallest are both 0, so there are no extremes to look for.")
         if self.max_products < self.largest + self.smallest:
             raise InputError(f"max_products={self.max_products} is fewer than the eigenvalues asked for.")
-        if not 0 < self.tolerance < 1:
-            raise InputError(f"tolerance must lie between 0 and 1, not {self.tolerance}.")
+        for name in ("tolerance", "spectrum_tolerance", "block_tolerance"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
+        if not self.block_error > 0:
+            raise InputError(f"block_error must be above 0, not {self.block_error}.")
         if not self.graph_memory >= 0:
             raise InputError(f"graph_memory must be 0 or more GiB, not {self.graph_memory}.")
+        if not self.basis_memory > 0:
+            raise InputError(f"basis_memory must be above 0 GiB, not {self.basis_memory}.")
+        if any(not 2 <= bits <= 16 for bits in self.bits) or len(set(self.bits)) < len(self.bits):
+            raise InputError(f"bits must be different whole numbers from 2 to 16, not {self.bits}.")
+        if self.bits and self.mean_bits < min(self.bits):
+            raise InputError(f"mean_bits={self.mean_bits} is below the smallest of bits={self.bits}.")
 
 
 @dataclass(frozen=True)
@@ -71,22 +135,89 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Trace:
-    """Hutchinson's estimate of the trace."""
+    """The trace, by Hutchinson's estimate, or Hutch++ where directions were sketched."""
 
     estimate: float = array(unit="nat", doc="mean of the samples")
-    stderr: float = array(unit="nat", doc="standard error of the estimate over probes")
-    samples: np.ndarray = array("sample", unit="nat", doc="z'Hz for each Rademacher vector z")
+    stderr: float = array(unit="nat", doc="standard error of the estimate over probes; NaN for a single one")
+    sketched: float = array(unit="nat", doc="exact trace over the sketched directions, part of each sample; 0 if none")
+    samples: np.ndarray = array("sample", unit="nat", doc="one unbiased sample of the trace for each random vector")
 
 
 @dataclass(frozen=True)
 class Density:
-    """Spectral density by stochastic Lanczos quadrature."""
+    """Spectral density by stochastic Lanczos quadrature, and the outliers that were taken out of it."""
 
     node: np.ndarray = array("probe", "step", unit="nat", doc="quadrature nodes, ascending for each probe")
-    weight: np.ndarray = array("probe", "step", doc="their weights, summing to 1 for each probe")
+    weight: np.ndarray = array("probe", "step", doc="their weights; with the outliers' they sum to 1 for each probe")
+    outlier: np.ndarray = array(
+        "outlier", unit="nat", doc="deflated eigenvalues, ascending; each weighs 1 / parameters"
+    )
+    outlier_residual: np.ndarray = array("outlier", unit="nat", doc="||Hv - lambda v|| of each")
     width: float = array(unit="nat", doc="standard deviation of the curve's Gaussian kernel: deflated range / steps")
     x: np.ndarray = array("grid", unit="nat", doc="where the curve is evaluated")
-    density: np.ndarray = array("grid", unit="1/nat", doc="mean over probes of the blurred quadrature")
+    density: np.ndarray = array("grid", unit="1/nat", doc="mean over probes of the blurred quadrature, with outliers")
+
+
+@dataclass(frozen=True)
+class MaxSpectrum:
+    """Extreme eigenvalues of the Hessians of mini-batches, weight decay included."""
+
+    batch: np.ndarray = array("batch", doc="number of the mini-batch")
+    images: np.ndarray = array("batch", doc="images in it")
+    loss: np.ndarray = array("batch", unit="nat", doc="its data loss")
+    largest: np.ndarray = array("batch", "rank", unit="nat", doc="largest eigenvalues, descending (or by magnitude)")
+    largest_residual: np.ndarray = array("batch", "rank", unit="nat", doc="||Hv - lambda v|| of each")
+    smallest: np.ndarray = array("batch", unit="nat", doc="smallest eigenvalue; NaN where ordered by magnitude")
+    smallest_residual: np.ndarray = array("batch", unit="nat", doc="||Hv - lambda v|| of it")
+    hvps: np.ndarray = array("batch", doc="Hessian-vector products spent")
+    converged: np.ndarray = array("batch", doc="whether every residual met the tolerance")
+    data: str = array(doc="which images, and how they were augmented")
+    share_below_zero: float = array(doc="share of `largest` below zero")
+    mean_positive: float = array(unit="nat", doc="mean of those of `largest` above zero; NaN if none is")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Each layer's own block of the Hessian: the rows and columns of its parameters."""
+
+    block: np.ndarray = array("block", doc="module that owns the parameters, in the network's order")
+    size: np.ndarray = array("block", doc="number of parameters")
+    trace: np.ndarray = array("block", unit="nat", doc="trace of the block")
+    trace_stderr: np.ndarray = array("block", unit="nat", doc="its standard error")
+    largest: np.ndarray = array("block", unit="nat", doc="largest eigenvalue of the block; NaN: not computed yet")
+    largest_residual: np.ndarray = array("block", unit="nat", doc="||Hv - lambda v|| of it")
+    products: np.ndarray = array("block", doc="products with the block spent on its largest eigenvalue")
+    converged: np.ndarray = array("block", doc="whether the residual met the tolerance")
+    samples: np.ndarray = array("sample", "block", unit="nat", doc="z_b'(Hz)_b for vectors z over all parameters")
+    own_samples: np.ndarray = array(
+        "own_sample", "block", unit="nat", doc="z_b'H z_b for vectors in the block alone; NaN where not needed"
+    )
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What rounding each layer's weights costs, and which bit widths fit a size limit best."""
+
+    layer: np.ndarray = array("layer", doc="module whose weight is rounded")
+    bits: np.ndarray = array("bits", doc="bit widths")
+    size: np.ndarray = array("layer", doc="number of weights")
+    error: np.ndarray = array("layer", "bits", doc="||Q_b(W) - W||^2")
+    omega: np.ndarray = array("layer", "bits", unit="nat", doc="HAWQ-V2: trace / size of the block * error")
+    first_order: np.ndarray = array("layer", "bits", unit="nat", doc="g'd with d = Q_b(W) - W, g the gradient")
+    direct: np.ndarray = array("layer", "bits", unit="nat", doc="d'Hd / 2")
+    coupling: np.ndarray = array(
+        "setting", "other_setting", unit="nat", doc="d_i'H d_j for all pairs of (layer, bits), layer by layer"
+    )
+    mean_bits: float = array(doc="the size limit: bits per weight, on average")
+    allocation: np.ndarray = array("criterion", "layer", doc="bits chosen for each layer")
+    criterion: np.ndarray = array("criterion", doc="the cost that was minimised: omega or direct")
+    chosen_bits: np.ndarray = array("criterion", doc="average bits per weight of the choice")
+    predicted: np.ndarray = array(
+        "criterion",
+        unit="nat",
+        doc="change of the loss, weight decay included, by g'd + d'Hd / 2 of all layers at once",
+    )
+    measured: np.ndarray = array("criterion", unit="nat", doc="the same with the weights rounded so")
 
 
 @dataclass(frozen=True)
@@ -96,39 +227,86 @@ class Result(AnalysisResult):
     analysis = "hessian"
 
     parameters: int = array(doc="number of weights the Hessian is over")
-    loss: float = array(unit="nat", doc="data loss, mean over images")
-    gradient_norm: float = array(unit="nat", doc="norm of the gradient of the loss, weight decay included")
+    loss: float = array(unit="nat", doc="data loss, mean over images; NaN where only mini-batches were studied")
+    gradient_norm: float = array(unit="nat", doc="norm of the gradient of the loss, weight decay included; NaN as loss")
     noise_floor: float = array(doc="relative error of a product: repetition and symmetry, whichever is worse")
     engine: str = array(doc="how products were computed")
+    choice: str = array(doc="the same as a value of --engine; what `measured` picked")
     extremes: Extremes | None = None
     trace: Trace | None = None
     density: Density | None = None
+    max_spectrum: MaxSpectrum | None = None
+    blocks: Blocks | None = None
+    quantization: Quantization | None = None
 
     def rows(self) -> list[Row]:
         """The table of the command."""
-        rows = [
-            Row("loss", self.loss, None, "data loss, mean over images"),
-            Row("gradient norm", self.gradient_norm, None, "0 at a minimum"),
-        ]
-        if (found := self.extremes) is not None:
-            kinds = (
-                ("largest", found.largest, found.largest_residual),
-                ("smallest", found.smallest, found.smallest_residual),
-            )
-            for kind, values, residuals in kinds:
-                for rank, (value, residual) in enumerate(zip(values, residuals, strict=True), start=1):
-                    rows.append(Row(f"{kind} eigenvalue {rank}", value, residual, "residual"))
-            remark = "converged" if found.converged else "NOT CONVERGED: raise --max-products or --tolerance"
-            rows.append(Row("products for extremes", found.products, None, remark))
+        rows = []
+        if not np.isnan(self.loss):
+            rows.append(Row("loss", self.loss, None, "data loss, mean over images"))
+            rows.append(Row("gradient norm", self.gradient_norm, None, "0 at a minimum"))
+        if self.extremes is not None:
+            rows += _extremes_rows(self.extremes)
         if (trace := self.trace) is not None:
-            rows.append(Row("trace", trace.estimate, trace.stderr, f"standard error, {len(trace.samples)} probes"))
+            method = "Hutch++" if trace.sketched else "Hutchinson"
+            rows.append(Row("trace", trace.estimate, trace.stderr, _error_of(len(trace.samples), method)))
             mean, error = trace.estimate / self.parameters, trace.stderr / self.parameters
             rows.append(Row("mean eigenvalue", mean, error, f"trace / {self.parameters:,} parameters"))
-        if (density := self.density) is not None:
-            second = (density.weight * density.node**2).sum(axis=1)
-            count = len(second)
-            error = second.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-            remark = f"standard error, {count} probes of {density.node.shape[1]} steps"
-            rows.append(Row("mean squared eigenvalue", float(second.mean()), float(error), remark))
+        if self.density is not None:
+            rows.append(_second_moment(self.density, self.parameters))
+        if self.max_spectrum is not None:
+            rows += _spectrum_rows(self.max_spectrum)
         rows.append(Row("noise floor", self.noise_floor, None, f"relative error of a product; {self.engine}"))
         return rows
+
+    def tables(self) -> list[str]:
+        """Layers, and what rounding their weights costs."""
+        from analyze.hessian.tables import tables
+
+        return [] if self.blocks is None else tables(self.blocks, self.quantization)
+
+
+def _error_of(count: int, what: str) -> str:
+    return f"standard error, {count} probes, {what}" if count > 1 else f"1 probe, {what}: no standard error"
+
+
+def _extremes_rows(found: Extremes) -> list[Row]:
+    rows = []
+    for kind, values, residuals in (
+        ("largest", found.largest, found.largest_residual),
+        ("smallest", found.smallest, found.smallest_residual),
+    ):
+        for rank, (value, residual) in enumerate(zip(values, residuals, strict=True), start=1):
+            rows.append(Row(f"{kind} eigenvalue {rank}", value, residual, "residual"))
+    remark = "converged" if found.converged else "NOT CONVERGED: raise --max-products or --tolerance"
+    return [*rows, Row("products for extremes", found.products, None, remark)]
+
+
+def _second_moment(density: Density, parameters: int) -> Row:
+    second = (density.weight * density.node**2).sum(axis=1) + (density.outlier**2).sum() / parameters
+    count = len(second)
+    error = float(second.std(ddof=1) / np.sqrt(count)) if count > 1 else np.nan
+    remark = _error_of(count, f"{density.node.shape[1]} Lanczos steps, {len(density.outlier)} outliers deflated")
+    return Row("mean squared eigenvalue", float(second.mean()), error, remark)
+
+
+def _spectrum_rows(found: MaxSpectrum) -> list[Row]:
+    count, top = found.largest.shape
+    what = f"over {count} mini-batches of {found.images.max()} images"
+
+    def over_batches(name: str, values: np.ndarray) -> Row:
+        error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+        return Row(name, float(values.mean()), float(error), f"mean and standard error {what}")
+
+    rows = [over_batches("max eigenvalue of a batch", found.largest[:, 0])]
+    if not np.isnan(found.smallest).all():
+        rows.append(over_batches("min eigenvalue of a batch", found.smallest))
+    rows.append(Row("share below zero", found.share_below_zero, None, f"of the top {top} {what}"))
+    rows.append(Row("mean of those above zero", found.mean_positive, None, f"of the top {top} {what}"))
+    remark = (
+        "converged"
+        if found.converged.all()
+        else f"NOT CONVERGED in {np.sum(~found.converged)} batches: raise --spectrum-tolerance or --max-products"
+    )
+    rows.append(Row("products for each batch", float(found.hvps.mean()), None, remark))
+    return rows

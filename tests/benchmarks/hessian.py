@@ -1,87 +1,68 @@
-"""What a Hessian-vector product costs in gradients, and what the solver adds: `make bench`."""
+"""The Hessian analysis, measured: `make bench`. Each part writes results/hessian_PART.json and prints its table."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
-import torch
 import tyro
-from machine import describe, side_by_side
+from machine import describe
+from table import RESULTS, TABLES, path_of
 
-from analyze import Subject, hessian
-from analyze.hessian import HessianOperator
+Part = Literal["products", "peers", "density", "spectrum", "memory", "large"]
+PARTS: dict[Part, tuple[str, str]] = {
+    "products": ("hessian_products", "measure"),
+    "peers": ("hessian_peers", "measure"),
+    "density": ("hessian_density", "measure"),
+    "spectrum": ("hessian_spectrum", "measure"),
+    "memory": ("hessian_memory", "measure"),
+    "large": ("hessian_memory", "measure_large"),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure on a shipped checkpoint."""
+    """Measure on a shipped checkpoint, side by side in one run."""
 
-    ckpt: str = "resnet_mcdo_smoothing_18"
-    """Checkpoint."""
-    limit: int = 128
-    """Images."""
-    rounds: int = 7
-    """Repetitions; the median is reported."""
-    out: Path = Path(__file__).parent / "results" / "hessian.json"
-    """JSON to write."""
+    only: tuple[Part, ...] = ("products", "peers", "density", "spectrum", "memory")
+    """Parts; large, a network of 11 million parameters, takes about as long as the others together."""
+    ckpt: str = "resnet_dnn_18"
+    """Checkpoint; one without dropout, since the peers can't hold its masks."""
+    quick: bool = False
+    """Tiny sizes and nothing kept, to see that all parts work."""
+    out: Path = RESULTS
+    """Folder for the JSON files."""
 
 
-def measure(config: Config) -> dict[str, object]:
-    """Seconds and ratios of one run."""
-    subject = Subject.load(config.ckpt, limit=config.limit)
-    kept, recomputed = HessianOperator(subject, graph_memory=16), HessianOperator(subject, graph_memory=0)
-    v = torch.randn(kept.size, generator=torch.Generator().manual_seed(0))
-    seconds = side_by_side(
-        {
-            "gradient": recomputed.loss_and_gradient,
-            "product, graphs kept": lambda: kept.matvec(v),
-            "product, recomputed": lambda: recomputed.matvec(v),
-        },
-        config.rounds,
-    )
-    ratios = {f"{name} / gradient": seconds[name] / seconds["gradient"] for name in list(seconds)[1:]}
-
-    spent = 0.0
-    plain = kept.matvec
-
-    def timed(vector: torch.Tensor) -> torch.Tensor:
-        nonlocal spent
-        begin = time.perf_counter()
-        product = plain(vector)
-        spent += time.perf_counter() - begin
-        return product
-
-    kept.matvec = timed
+def run(part: Part, config: Config, folder: Path) -> None:
+    """Measure a part, write its JSON, print its table."""
+    module, function = PARTS[part]
+    measure: Callable[..., dict] = getattr(importlib.import_module(module), function)
     begin = time.perf_counter()
-    pairs = hessian.extreme_eigenpairs(kept, largest=5, smallest=0, tolerance=1e-3)
-    total = time.perf_counter() - begin
-    return {
-        "checkpoint": config.ckpt,
-        "images": config.limit,
-        "parameters": kept.size,
-        "rounds": config.rounds,
-        "seconds": seconds,
-        "ratios": ratios,
-        "top 5 to residual 1e-3": {
-            "products": pairs.products,
-            "seconds": total,
-            "solver share of the time": 1 - spent / total,
-            "worst relative residual": float((pairs.largest_residual / abs(pairs.largest)).max()),
-            "converged": pairs.converged,
-        },
-    }
+
+    def log(line: str) -> None:
+        print(f"  {time.perf_counter() - begin:6.1f} s  {part}: {line}", file=sys.stderr, flush=True)
+
+    content = {"machine": describe(), **measure(config.ckpt, config.quick, log)}
+    content["seconds of the benchmark"] = time.perf_counter() - begin
+    folder.mkdir(parents=True, exist_ok=True)
+    path_of(part, folder).write_text(json.dumps(content, indent=2) + "\n")
+    print(TABLES[part](content) + "\n", flush=True)
 
 
 def main() -> None:
-    """Measure, write JSON, print it."""
+    """Measure the parts asked for, one after another."""
     config = tyro.cli(Config)
-    content = json.dumps({"machine": describe(), **measure(config)}, indent=2)
-    config.out.parent.mkdir(exist_ok=True)
-    config.out.write_text(content + "\n")
-    print(content)
+    with TemporaryDirectory() as nowhere:
+        for part in config.only:
+            run(part, config, Path(nowhere) if config.quick else config.out)
 
 
 if __name__ == "__main__":

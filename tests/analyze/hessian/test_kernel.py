@@ -22,7 +22,7 @@ def test_density_integrates_to_one(relative_width):
     nodes, weights = quadrature()
     width = None if relative_width is None else relative_width * np.ptp(nodes)
     x, density = kernel_density(nodes, weights, width=width)
-    # beyond 6 widths lie 2e-9; at 3 points a width the trapezoidal rule of a Gaussian is exact to rounding
+    # beyond 8 widths lie 1e-15; at 3 points a width the trapezoidal rule of a Gaussian is exact to rounding
     assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-8)
 
 
@@ -83,7 +83,8 @@ def test_nodes_without_weight_change_nothing():
         (np.zeros((1, 2)), np.array([[1.5, -0.5]]), {}, "0 or more"),
         (np.zeros((1, 2)), np.array([[np.nan, 1]]), {}, "0 or more"),
         (np.array([[0.0, 1.0]]), np.ones((1, 2)) / 2, {"width": 0.0}, "positive"),
-        (np.array([[0.0, 1.0]]), np.ones((1, 2)) / 2, {"width": 1e-9}, "larger width"),
+        (np.array([[0.0, 1.0]]), np.ones((1, 2)) / 2, {"width": 1e-15}, "lost in the rounding"),
+        (np.zeros((1, 2)), np.ones((1, 2)) / 2, {"outliers": [[1.0]]}, r"\(outlier,\)"),
     ],
 )
 def test_bad_input_says_what_was_expected(nodes, weights, options, message):
@@ -96,12 +97,45 @@ def test_drawing_a_density_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_outliers_beyond_the_bounds_do_not_widen_the_kernel():
-    bulk = np.linspace(-1, 1, 9)
-    nodes = np.concatenate([bulk, [50.0]])[None]
-    weights = np.full((1, 10), 0.1)
-    assert default_width(nodes, weights) == pytest.approx(51 / 10)
-    assert default_width(nodes, weights, high=49.5) == pytest.approx(2 / 10)
-    assert default_width(nodes, weights, low=60.0) == pytest.approx(51 / 10)  # none between: all count
-    x, density = kernel_density(nodes, weights, width=0.2)
-    assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-6)
+def test_outliers_share_what_the_weights_leave_of_one():
+    x = np.array([-1.0, 0.5, 3.0, 20.0])
+    density = kernel_density([[0.0, 1.0], [2.0, 2.0]], [[0.2, 0.6], [0.4, 0.4]], [3.0, 20.0], x=x, width=0.3)[1]
+
+    def gaussian(at):
+        return np.exp(-((x - at) ** 2) / (2 * 0.09)) / np.sqrt(2 * np.pi * 0.09)
+
+    expected = (0.2 * gaussian(0) + 0.6 * gaussian(1) + 0.8 * gaussian(2)) / 2 + 0.1 * gaussian(3) + 0.1 * gaussian(20)
+    np.testing.assert_allclose(density, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("far", [30.0, 3e3, 1e6])
+def test_far_outliers_neither_widen_the_kernel_nor_swell_the_grid(far):
+    nodes, weights = quadrature()
+    outliers = [far, 1.01 * far, -2 * far]
+    assert default_width(nodes, 0.9 * weights, outliers) == pytest.approx(max(np.ptp(nodes) / 30, 2e-6 * far))
+    x, density = kernel_density(nodes, 0.9 * weights, outliers)
+    assert len(x) < 3000
+    assert (np.diff(x) > 0).all()
+    assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-8)
+    high = x > 0.9 * far
+    assert np.trapezoid(density[high], x[high]) == pytest.approx(2 * 0.1 / 3, rel=1e-6)
+
+
+def test_the_grid_leaves_out_only_where_the_density_is_nothing():
+    nodes, weights = quadrature(steps=8)
+    width = 0.01
+    x, density = kernel_density(nodes, 0.9 * weights, [40.0], width=width)
+    everywhere = np.linspace(x[0], x[-1], 40 * len(x))
+    filled = kernel_density(nodes, 0.9 * weights, [40.0], width=width, x=everywhere)[1]
+    # linear between points a third of a width apart: h^2 / 8 of the curvature, which is at most 0.45 / width^2 a peak
+    assert np.abs(np.interp(everywhere, x, density) - filled).max() < (1 / 9) / 8 * 1.1 * density.max()
+    gaps = np.interp(everywhere, x, np.gradient(x)) > width
+    assert gaps.any()
+    assert filled[gaps].max() < 1e-12 * density.max()
+
+
+def test_rounding_of_the_outliers_bounds_the_width_from_below():
+    # after deflating 100, a float32 bulk of zeros is noise of 1e-7 * 100
+    noise = 1e-6 * np.random.default_rng(0).normal(size=(2, 10))
+    assert default_width(noise, np.full((2, 10), 0.09), [100.0]) == pytest.approx(1e-4)
+    assert default_width(np.zeros((1, 3)), np.full((1, 3), 0.3), [100.0]) == pytest.approx(1.0)
