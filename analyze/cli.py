@@ -18,6 +18,7 @@ import tyro
 from analyze.distributed import ALONE, World, first_speaks, joined, local_device
 from analyze.results import AnalysisResult, Row, identity, plain
 from analyze.run import RunFile
+from analyze.scratch import Scratch
 from data_cache import InputError, exit_on_input_error, paths
 
 SAVE_SECONDS = 3.0
@@ -129,7 +130,13 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
             with Bars(quiet=shared.quiet) as bars:
                 try:
                     result = compute.compute(
-                        subject, config, previous=previous, save=saver.offer, progress=bars.report, world=world
+                        subject,
+                        config,
+                        previous=previous,
+                        save=saver.offer,
+                        progress=bars.report,
+                        world=world,
+                        scratch=_scratch(out, name, config, about),
                     )
                     saver.offer(result)
                 except KeyboardInterrupt:
@@ -155,6 +162,13 @@ def _help(name: str, subject: Any, config: Any, world: World) -> AnalysisResult:
     compute = importlib.import_module(f"analyze.{name}.compute").compute
     done, previous = world.broadcast((False, None))
     return previous if done else compute(subject, config, previous=previous, world=world)
+
+
+def _scratch(out: Path, name: str, config: Any, about: Mapping[str, Any]) -> Scratch:
+    """Room beside the run file for the state of a long search, of these options and this subject."""
+    fixed = [field.name for field in dataclasses.fields(config) if not field.metadata.get("free")]
+    options = {field: getattr(config, field) for field in fixed}
+    return Scratch(out.with_name(f".{out.name}.{name}-state.npz"), [options, about])
 
 
 def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:

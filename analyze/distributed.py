@@ -127,13 +127,14 @@ def local_device(name: str) -> str:
         if int(os.environ["WORLD_SIZE"]) > 1:
             raise InputError(f"--device {name} is one device for several processes; give auto, cuda or cpu.")
         return name
-    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local >= count:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if here > count:
         raise InputError(
-            f"--device {name}: this host has {count} usable CUDA devices, fewer than processes; lower "
+            f"--device {name}: this host has {count} usable CUDA devices for {here} processes; lower "
             "--nproc-per-node, or give --device cpu."
         )
-    return f"cuda:{local}"
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
@@ -155,22 +156,33 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield ALONE
         return
     with _interrupted_once():
-        if os.environ["WORLD_SIZE"] == "1":
-            yield ALONE
-            return
         try:
-            group = _join(local_device(device))
+            if os.environ["WORLD_SIZE"] == "1":
+                yield ALONE
+            else:
+                with _grouped(device) as group:
+                    yield group
         except KeyboardInterrupt:
             if is_first():
                 raise
             raise SystemExit(130) from None
-        try:
-            yield group
-        except BaseException as error:
-            group.leave_after(error)
-            raise
-        else:
-            group.leave(0)
+
+
+@contextmanager
+def _grouped(device: str) -> Iterator[_Group]:
+    try:
+        group = _join(local_device(device))
+    except InputError:
+        if not is_first():  # process 0 most likely says the same, and torchrun then ends us
+            time.sleep(GRACE)
+        raise
+    try:
+        yield group
+    except BaseException as error:
+        group.leave_after(error)
+        raise
+    else:
+        group.leave(0)
 
 
 class _Group(World):
@@ -192,7 +204,7 @@ class _Group(World):
         content = bytearray(pickle.dumps(value) if self.rank == 0 else b"")
         length = torch.tensor([len(content)])
         self._together(dist.broadcast, length, 0)
-        content = content or bytearray(length.item())
+        content = content or bytearray(int(length))
         self._together(dist.broadcast, torch.frombuffer(content, dtype=torch.uint8), 0)
         return pickle.loads(content) if self.rank else value
 
@@ -204,6 +216,7 @@ class _Group(World):
             result = work(items[index])
             if self.rank:
                 self._put(f"{queue}/{self._store.add(f'{queue}/done', 1)}", (index, result))
+                self._raise_if_over()
                 continue
             claimed += 1
             yield items[index], result
@@ -218,14 +231,10 @@ class _Group(World):
             yield items[index], result
 
     def leave_after(self, error: BaseException) -> None:
-        """Leave the group because of an error; not to return is for those whose error process 0 has told."""
-        interrupted = isinstance(error, KeyboardInterrupt)
-        status = 2 if isinstance(error, InputError) else 130 if interrupted else 1
+        """Leave the group because of an error; exits instead of returning where process 0 has said why."""
+        status = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         if isinstance(error, SystemExit):
             status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        if self.rank and interrupted:
-            self.leave(status)
-            raise SystemExit(status) from None
         if self.rank and isinstance(error, Exception):
             known = isinstance(error, (InputError, FloatingPointError))
             sentence = str(error) if known else f"process {self.rank} failed: {type(error).__name__}: {error}"
@@ -280,7 +289,7 @@ class _Group(World):
         content = pickle.dumps(value)
         pieces = range(0, len(content), PIECE)
         for number, start in enumerate(pieces):
-            self._store.set(f"{key}/{number}", content[start : start + PIECE])
+            self._store.set(f"{key}/{number}", content[start : start + PIECE])  # type: ignore[arg-type]
         self._store.set(key, str(len(pieces)))
 
     def _take(self, key: str) -> Any:
@@ -349,7 +358,7 @@ def _meet(store: Store, rank: int, size: int) -> Store:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, once: torchrun passes on what the terminal sent to all anyway."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt, once: they may come from the terminal and torchrun both."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -343,7 +343,11 @@ def _now() -> str:
 
 
 def _command() -> str:
-    return shlex.join(sys.orig_argv)[: MAX_TEXT // 16]
+    launcher = ""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_WORLD_SIZE" in os.environ:
+        hosts, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ["LOCAL_WORLD_SIZE"]
+        launcher = f"torchrun --nnodes {hosts} --nproc-per-node {processes}: "
+    return (launcher + shlex.join(sys.orig_argv))[: MAX_TEXT // 16]
 
 
 def library_versions() -> dict[str, str]:

@@ -118,7 +118,7 @@ class _Analysis:
                 subject,
                 config,
                 self.result.max_spectrum,
-                engine=self.operator.choice,
+                engine=self.world.broadcast(self.operator.choice),
                 world=self.world,
                 progress=self.progress,
             ):

@@ -42,14 +42,14 @@ class Config:
     basis_memory: float = 4.0
     """GiB for a Krylov basis; a smaller one restarts earlier and takes more products, never less exact ones."""
 
-    largest: int = _of("extremes", 5)
+    largest: int = _of("extremes", 5, "density")
     """How many eigenvalues from the top."""
-    smallest: int = _of("extremes", 1)
+    smallest: int = _of("extremes", 1, "density")
     """How many from the bottom (the most negative)."""
-    tolerance: float = _of("extremes", 1e-3)
+    tolerance: float = _of("extremes", 1e-3, "density")
     """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; below 1 % of
     the largest |lambda|, at most tolerance / 100 of that."""
-    max_products: int = _of("extremes", 400, "max_spectrum", "blocks")
+    max_products: int = _of("extremes", 400, "density", "max_spectrum", "blocks")
     """Stop a search for eigenvalues after this many Hessian-vector products, converged or not."""
 
     trace_samples: int = _free(20)

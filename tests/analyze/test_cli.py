@@ -259,47 +259,85 @@ def test_import_analyze_is_light():
     assert printed.strip() == "set()"
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, finished, command, blow):
+ALL = [
+    *SMALL,
+    "--parts",
+    "extremes",
+    "trace",
+    "density",
+    "max-spectrum",
+    "blocks",
+    "--batches",
+    "2",
+    "--minibatch",
+    "16",
+]
+ALL += ["--top", "2", "--block-samples", "2", "--bits", "4", "8", "--basis-memory", "0.0004"]  # eight vectors: restarts
+
+REACHED = {
+    "extremes": lambda out: any(out.parent.glob(f".{out.name}.hessian-state.npz")),
+    "trace": lambda out: holds(out, "trace"),
+    "max_spectrum": lambda out: holds(out, "max_spectrum"),
+    "blocks": lambda out: holds(out, "blocks"),
+    "quantization": lambda out: holds(out, "quantization"),
+}
+
+
+@pytest.fixture(scope="module")
+def all_parts(tiny_checkpoint, tmp_path_factory):
+    """A run file of all parts, of a search for extremes that restarts."""
+    from analyze import cli
+
+    out = tmp_path_factory.mktemp("run") / "tiny.h5"
+    cli.main("hessian", ["--ckpt", str(tiny_checkpoint), "--out", str(out), *ALL])
+    return out
+
+
+@pytest.mark.parametrize(("blow", "part"), [*((signal.SIGKILL, part) for part in REACHED), (signal.SIGINT, "trace")])
+def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, all_parts, command, blow, part):
     out = tmp_path / "A.h5"
-    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), *SMALL]
-    slow = (  # pause after each product, so that the blow lands in the middle, and save after each
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), *ALL]
+    slow = (  # once the part has begun, pause before each product, so that the blow lands in the middle; save after each
         "import sys, time\n"
+        "from pathlib import Path\n"
+        "from test_cli import REACHED\n"
         "from analyze import cli\n"
         "from analyze.hessian.operator import HessianOperator\n"
         "cli.SAVE_SECONDS = 0\n"
-        "product = HessianOperator.matvec\n"
-        "def slowly(self, v):\n    time.sleep(0.05)\n    return product(self, v)\n"
+        "product, out, part = HessianOperator.matvec, Path(sys.argv[1]), sys.argv[2]\n"
+        "def slowly(self, v):\n"
+        "    time.sleep(0.3 if REACHED[part](out) else 0)\n"
+        "    return product(self, v)\n"
         "HessianOperator.matvec = slowly\n"
-        "cli.main('hessian', sys.argv[1:])"
+        "cli.main('hessian', sys.argv[3:])"
     )
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments],
+        [sys.executable, "-c", slow, str(out), part, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONPATH": paths},
     )
     deadline = time.monotonic() + 120
-    while not holds_trace_samples(out):
-        assert time.monotonic() < deadline and process.poll() is None
+    while not REACHED[part](out):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(blow)
     _, err = process.communicate(timeout=60)
     if blow == signal.SIGINT:
         assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
-    stored = Result.read(out)
-    assert stored.trace is not None and stored.extremes is not None
     with open_run(out) as run:
         assert not run.group_attributes("hessian")["complete"]
     assert command(*arguments).status == 0
-    assert contents(out) == contents(finished)
+    assert contents(out) == contents(all_parts)
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["A.h5", "A_hessian.png", "A_hessian_blocks.png", "A_hessian_max_spectrum.png"]
+    )
 
 
-def holds_trace_samples(path) -> bool:
-    if not path.exists():
-        return False
-    result = Result.read(path)  # a reader never sees half a file
-    return result.trace is not None
+def holds(path, part: str) -> bool:
+    return path.exists() and getattr(Result.read(path), part) is not None  # a reader never sees half a file
 
 
 def test_result_saves_reads_and_plots_from_python(tmp_path, finished):
@@ -318,7 +356,7 @@ def contents(path) -> dict:
 
         def note(name, item):
             if isinstance(item, h5py.Dataset):
-                found[name] = item[()].tobytes() if item.dtype.kind != "O" else item[()]
+                found[name] = item[()].tobytes() if item.dtype.kind != "O" else np.asarray(item[()]).tolist()
             for key, value in item.attrs.items():
                 if key not in ("seconds", "modified", "created", "command", "DIMENSION_LIST", "REFERENCE_LIST"):
                     found[name, key] = value if isinstance(value, str) else np.asarray(value).tobytes()

@@ -113,7 +113,11 @@ def test_a_process_of_its_own_joins_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "gpus", "local", "expected"),
     [("auto", 0, 0, "cpu"), ("auto", 2, 1, "cuda:1"), ("cuda", 2, 0, "cuda:0"), ("cpu", 2, 1, "cpu")]
-    + [("auto", 1, 1, "1 usable"), ("cuda", 0, 0, "0 usable"), ("cuda:1", 2, 1, "several processes")],
+    + [
+        ("auto", 1, 1, "1 usable CUDA devices for 2 "),
+        ("cuda", 0, 0, "0 usable CUDA devices for 1 "),
+        ("cuda:1", 2, 1, "several processes"),
+    ],
 )
 def test_under_torchrun_each_process_gets_a_gpu_of_its_own(monkeypatch, name, gpus, local, expected):
     for variable, value in zip(NAMES, (str(local), "2", str(local), "localhost", "1"), strict=True):
@@ -157,9 +161,14 @@ def fail(how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "while the first is busy":
             time.sleep(4 if world.rank == 0 else 0)
-        if how == "by Ctrl-C":  # from the terminal, and once more from torchrun
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+        if how == "by Ctrl-C":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                os.kill(os.getpid(), signal.SIGINT)  # torchrun's, while the first process saves what is done
+                if world.rank == 0:
+                    raise InputError("stopped; all was saved.") from None
+                raise
         if how == "after the first was done" and last:
             world.sum_(torch.ones(1))
             time.sleep(0.5)
@@ -173,7 +182,7 @@ def fail(how: str) -> None:
         ("everywhere", "error: there is no such file.", [2, 2, 2]),
         ("in the first", "error: the file is in use.", [2, 2, 2]),
         ("in shared work", "error: an item is bad.", [2, 2, 2]),
-        ("by Ctrl-C", "interrupted: nothing was written.", [130, 130, 130]),
+        ("by Ctrl-C", "error: stopped; all was saved.", [2, 130, 130]),
         ("by a kill", "error: lost touch with another of the 3 processes", [2, 2, -signal.SIGKILL]),
     ],
 )
@@ -214,10 +223,13 @@ def join_late(seconds: float) -> None:
 
 
 def test_restarted_group_does_not_find_the_dead():
-    """torchrun keeps its store over restarts, and with it the addresses of the killed processes."""
+    """torchrun keeps its store over restarts, and with it the addresses of the killed processes.
+
+    Which of two calls the other is chance; among four, the first is called by another one almost surely.
+    """
     store = torchruns_store()
-    assert [rank.status for rank in run_ranks(2, join_late, 0, store=store)] == [-signal.SIGKILL] * 2
-    assert printed(run_ranks(2, join_late, 1, store=store)) == [2.0, 2.0]
+    assert [rank.status for rank in run_ranks(4, join_late, 0, store=store)] == [-signal.SIGKILL] * 4
+    assert printed(run_ranks(4, join_late, 1, store=store, seconds=30)) == [4.0] * 4
 
 
 # The command
@@ -229,17 +241,29 @@ ALL_PARTS += ["--top", "2", "--spectrum-tolerance", "0.1", "--block-samples", "2
 ALL_PARTS += ["--bits", "4"]
 
 
-def torchrun(*arguments: object, restarts: int = 0) -> subprocess.Popen:
-    """Two ranks, in a process group of their own, as a terminal would start them."""
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-        + [str(argument) for argument in arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def torchrun():
+    """Start a command in two ranks; those that a failed test leaves behind are ended."""
+    started = []
+
+    def start(*arguments: object, restarts: int = 0) -> subprocess.Popen:
+        started.append(
+            subprocess.Popen(
+                [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+                + [str(argument) for argument in arguments],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.terminate()  # torchrun then ends its ranks, by force after 30 s
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +307,7 @@ def assert_equal_to_rounding(path: Path, oracle: Path) -> None:
             np.testing.assert_allclose(b, a, rtol=1e-6)
 
 
-def test_two_ranks_write_the_run_file_of_one(tiny_checkpoint, tmp_path, alone):
+def test_two_ranks_write_the_run_file_of_one(torchrun, tiny_checkpoint, tmp_path, alone):
     out = tmp_path / "two.h5"
     process = torchrun("-m", "analyze.hessian", "--ckpt", tiny_checkpoint, "--out", out, *SMALL, *ALL_PARTS)
     printed, progress = process.communicate(timeout=120)
@@ -333,8 +357,8 @@ def test_what_the_first_process_refuses_all_refuse_and_it_alone_says_so(tiny_che
     assert out.read_bytes() == alone.read_bytes()
 
 
-def test_interrupted_then_killed_run_goes_on_to_the_run_file_of_one(tiny_checkpoint, tmp_path, alone):
-    """Ctrl-C in the trace; the same command again, where rank 1 is killed in the density and torchrun restarts both."""
+def test_interrupted_then_killed_run_goes_on_to_the_run_file_of_one(torchrun, tiny_checkpoint, tmp_path, alone):
+    """Ctrl-C after the first sample of the trace; the same again, where rank 1 is killed and torchrun restarts both."""
     script, out = tmp_path / "command.py", tmp_path / "A.h5"
     script.write_text(SCRIPT)
     options = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL, *ALL_PARTS, "--quiet"]
@@ -349,14 +373,14 @@ def test_interrupted_then_killed_run_goes_on_to_the_run_file_of_one(tiny_checkpo
     assert process.returncode != 0 and printed == ""
     assert err.count("interrupted: ") + err.count("interrupted; ") == 1 and "the same command goes on" in err
     assert "KeyboardInterrupt" not in err and "lost touch" not in err
-    interrupted = Result.read(out)
-    assert interrupted.extremes and len(interrupted.trace.samples) < 3
+    with open_run(out) as run:
+        assert not run.group_attributes("hessian")["complete"]
 
-    process = torchrun(script, 0.0, 20, *options, restarts=1)  # a self-test takes 4 products, so it lies in the density
+    process = torchrun(script, 0.0, 10, *options, restarts=1)  # 10 products: too few to come this far from the start
     printed, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     restarted = Result.read(out.with_suffix(".restarted"))  # the file as the killed group left it: whole
-    assert restarted.extremes.products == interrupted.extremes.products and len(restarted.trace.samples) == 3
+    assert restarted.extremes.products > 10 and len(restarted.trace.samples) == 3
     with open_run(out.with_suffix(".restarted")) as run:
         assert not run.group_attributes("hessian")["complete"]
     assert_equal_to_rounding(out, alone)
