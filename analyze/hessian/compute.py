@@ -224,6 +224,7 @@ class _Analysis:
             residuals=residuals,
         ):
             self._keep(density=found)
+        self.__dict__.pop("_pairs", None)  # its vectors are needed no more
 
     def _grow_blocks(self) -> None:
         config = self.config

@@ -297,7 +297,7 @@ def all_parts(tiny_checkpoint, tmp_path_factory):
 def test_killed_run_resumes_bit_equal(tiny_checkpoint, tmp_path, all_parts, command, blow, part):
     out = tmp_path / "A.h5"
     arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), *ALL]
-    slow = (  # once the part has begun, pause before each product, so that the blow lands in the middle; save after each
+    slow = (  # saves after each step, and pauses before each product once the part has begun: the blow lands inside it
         "import sys, time\n"
         "from pathlib import Path\n"
         "from test_cli import REACHED\n"
