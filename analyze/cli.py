@@ -17,7 +17,7 @@ import tyro
 
 from analyze.distributed import ALONE, World, first_speaks, joined, local_device
 from analyze.results import AnalysisResult, Row, identity, plain
-from analyze.run import RunFile
+from analyze.run import RunFile, library_versions
 from analyze.scratch import Scratch
 from data_cache import InputError, exit_on_input_error, paths
 
@@ -111,7 +111,7 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
     spec = importlib.import_module(f"analyze.{name}.spec")
     compute = importlib.import_module(f"analyze.{name}.compute")
     options, about = dataclasses.asdict(config), subject.describe()
-    others = [spec.Result.read(path) for path in shared.compare]
+    others = _others(name, shared, config)
     out = shared.out or paths.results() / f"{Path(about['checkpoint']).stem}.h5"
     with RunFile(out, identity(about)) as file:
         previous, spent = None, 0.0
@@ -120,6 +120,9 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
         if stored is not None and file.check_resume(name, options, about, ignore=free):
             previous = stored
             spent = float((file.attributes(name) or {}).get("seconds", 0.0))
+        scratch = _scratch(out, name, config, about)
+        if shared.restart:
+            scratch.clear()
         began = time.perf_counter()
         saver = _Saver(file, name, config, compute.is_complete, began - spent)
         done = previous is not None and compute.is_complete(previous, config)
@@ -136,7 +139,7 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
                         save=saver.offer,
                         progress=bars.report,
                         world=world,
-                        scratch=_scratch(out, name, config, about),
+                        scratch=scratch,
                     )
                     saver.offer(result)
                 except KeyboardInterrupt:
@@ -168,7 +171,20 @@ def _scratch(out: Path, name: str, config: Any, about: Mapping[str, Any]) -> Scr
     """Room beside the run file for the state of a long search, of these options and this subject."""
     fixed = [field.name for field in dataclasses.fields(config) if not field.metadata.get("free")]
     options = {field: getattr(config, field) for field in fixed}
-    return Scratch(out.with_name(f".{out.name}.{name}-state.npz"), [options, about])
+    return Scratch(out.with_name(f".{out.name}.{name}-state.npz"), [options, about, library_versions()])
+
+
+def _others(name: str, shared: Shared, config: Any) -> list[AnalysisResult]:
+    """The results that are drawn beside this one; refused before long work if they can't be."""
+    if shared.compare and not shared.plot:
+        raise InputError("--compare draws figures, and --no-plot draws none.")
+    spec = importlib.import_module(f"analyze.{name}.spec")
+    others = []
+    for path in shared.compare:
+        others.append(spec.Result.read(path))
+        if reason := others[-1].incomparable(config):
+            raise InputError(f"--compare {path}: {reason}.")
+    return others
 
 
 def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:

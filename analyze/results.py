@@ -106,6 +106,10 @@ class AnalysisResult:
         """The table of the command."""
         raise NotImplementedError
 
+    def incomparable(self, config: Any) -> str:
+        """Why it can't be drawn beside a result of this config; empty if it can."""
+        return ""
+
     def tables(self) -> list[str]:
         """Further tables that the command prints as they are."""
         return []

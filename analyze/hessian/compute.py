@@ -12,9 +12,9 @@ from torch import Tensor
 
 from analyze.distributed import ALONE, World
 from analyze.hessian import blocks, density, quantization, spectrum, trace
-from analyze.hessian.krylov import dot
+from analyze.hessian.krylov import NoMemoryError, dot
 from analyze.hessian.lanczos import Eigenpairs, extreme_eigenpairs
-from analyze.hessian.operator import HessianOperator
+from analyze.hessian.operator import HessianOperator, is_exhausted
 from analyze.hessian.spec import Config, Extremes, Result
 from analyze.results import Progress, silent
 from analyze.scratch import Scratch
@@ -55,8 +55,12 @@ def compute(
     config = config or Config()
     try:
         return _Analysis(subject, config, previous, save, progress, world, scratch or Scratch()).run()
-    except (FloatingPointError, ValueError) as error:
+    except (FloatingPointError, NoMemoryError) as error:
         raise InputError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        raise InputError("memory ran out; lower --basis-memory, --graph-memory or --batch-size.") from error
 
 
 def is_complete(result: Result, config: Config) -> bool:
@@ -101,8 +105,6 @@ class _Analysis:
                 f"there are only {self.operator.size} parameters, so fewer eigenvalues than were asked for."
             )
         self.result = self._begin()
-        if self.previous:
-            self.result = replace(self.result, **{part: getattr(self.previous, part) for part in PARTS})
         self._keep()
         if "extremes" in config.parts and self.result.extremes is None:
             self._keep(extremes=_extremes_of(self._pairs))
@@ -113,6 +115,11 @@ class _Analysis:
                 self._keep(trace=found)
         if "density" in config.parts and not density.is_complete(self.result.density, config):
             self._grow_density()
+        self.__dict__.pop("_pairs", None)  # its vectors are needed no more
+        self.scratch.clear()
+        if "blocks" in config.parts:
+            self._grow_blocks()
+        self.operator.release()  # mini-batches bring graphs of their own
         if "max-spectrum" in config.parts:
             for found in spectrum.grow(
                 subject,
@@ -123,8 +130,6 @@ class _Analysis:
                 progress=self.progress,
             ):
                 self._keep(max_spectrum=found)
-        if "blocks" in config.parts:
-            self._grow_blocks()
         return self.result.of(config, self.about)
 
     def _keep(self, **parts: object) -> None:
@@ -144,13 +149,15 @@ class _Analysis:
         if not np.isfinite(floor):
             raise InputError("a Hessian-vector product is not finite at these weights; use --dtype float64.")
         asked = {"extremes": "tolerance", "max-spectrum": "spectrum_tolerance", "blocks": "block_tolerance"}
+        if self.config.deflate:
+            asked["density"] = "tolerance"
         for part, option in asked.items():
             if part in self.config.parts and getattr(self.config, option) < floor:
                 raise InputError(
                     f"{option} {getattr(self.config, option):g} is below the noise floor {floor:.1e} of the products "
                     f"in {str(self.subject.dtype).removeprefix('torch.')}; raise it, or use float64."
                 )
-        return Result(
+        result = Result(
             parameters=operator.size,
             loss=np.nan if self.alone else loss,
             gradient_norm=np.nan if self.alone else torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
@@ -158,6 +165,11 @@ class _Analysis:
             engine=operator.engine,
             choice=operator.choice,
         )
+        if self.previous is None:
+            return result
+        # what mini-batches alone don't tell stays, and so does what the engine's choice was based on
+        known = self.previous if self.alone and not np.isnan(self.previous.loss) else result
+        return replace(known, engine=self.previous.engine, **{part: getattr(self.previous, part) for part in PARTS})
 
     @cached_property
     def _pairs(self) -> Eigenpairs:
@@ -167,8 +179,11 @@ class _Analysis:
         def report(count: int, values: np.ndarray, residuals: np.ndarray) -> None:
             worst = np.max(residuals / np.maximum(np.abs(values), 1e-300), initial=0.0)
             top = f"largest {values[0]:.4g}, " if len(values) else ""
-            self.progress("extremes", count, None, f"{top}worst relative residual {worst:.1e}")
+            self.progress("extremes", count, None, f"{top}their worst relative residual {worst:.1e}")
 
+        state = self.world.broadcast(self.scratch.load())
+        if state is not None and "found" in state:
+            return _unpacked(state, self.operator)
         pairs = extreme_eigenpairs(
             self.operator,
             largest=config.largest,
@@ -179,10 +194,22 @@ class _Analysis:
             seed=self.subject.seed,
             on_product=report,
             on_restart=self.scratch.save,
-            state=self.world.broadcast(self.scratch.load()),
+            state=state,
         )
-        self.scratch.clear()
+        if self._deflates:
+            self.scratch.save(_packed(pairs))
         return pairs
+
+    @property
+    def _deflates(self) -> bool:
+        """Whether the density is still to come and needs the extremes' vectors."""
+        config = self.config
+        return (
+            "density" in config.parts
+            and config.deflate
+            and 0 < config.largest + config.smallest < self.operator.size
+            and not density.is_complete(self.result.density, config)
+        )
 
     @cached_property
     def _blocks(self) -> list[blocks.Block]:
@@ -211,7 +238,7 @@ class _Analysis:
     def _grow_density(self) -> None:
         config, vectors = self.config, None
         values = residuals = np.zeros(0)
-        if config.deflate and 0 < config.largest + config.smallest < self.operator.size:
+        if self._deflates:
             vectors, values, residuals = _converged(self._pairs, config.tolerance)
         for found in density.grow(
             self.operator,
@@ -224,7 +251,6 @@ class _Analysis:
             residuals=residuals,
         ):
             self._keep(density=found)
-        self.__dict__.pop("_pairs", None)  # its vectors are needed no more
 
     def _grow_blocks(self) -> None:
         config = self.config
@@ -258,3 +284,19 @@ def _converged(pairs: Eigenpairs, tolerance: float) -> tuple[Tensor, np.ndarray,
     order = np.argsort(values)
     order = order[residuals[order] <= tolerance * np.abs(values[order])]
     return vectors[torch.from_numpy(order).to(vectors.device)], values[order], residuals[order]
+
+
+def _packed(pairs: Eigenpairs) -> dict[str, np.ndarray]:
+    """Eigenpairs as arrays for the scratch, told from the state of a search by `found`."""
+    arrays = {name: np.asarray(value) for name, value in vars(pairs).items() if not isinstance(value, Tensor)}
+    vectors = {name: value.cpu().numpy() for name, value in vars(pairs).items() if isinstance(value, Tensor)}
+    return {**arrays, **vectors, "found": np.array(True)}
+
+
+def _unpacked(state: dict[str, np.ndarray], operator: HessianOperator) -> Eigenpairs:
+    values = {
+        name: torch.from_numpy(array).to(operator.device) if name.endswith("_vectors") else array
+        for name, array in state.items()
+        if name != "found"
+    }
+    return Eigenpairs(**{**values, "products": int(values["products"]), "converged": bool(values["converged"])})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyze.hessian.krylov import KrylovSpace, Operator, row_bytes
+from analyze.hessian.krylov import KrylovSpace, NoMemoryError, Operator, row_bytes
 
 # The wanted values must hold still for this many products before they are believed.
 _PATIENCE = 2
@@ -61,7 +61,7 @@ def extreme_eigenpairs(
     multiplicity: bool = False,
     seed: int = 0,
     start: Tensor | None = None,
-    noise: float = 0.1,
+    noise: float = 1.0,
     state: Mapping[str, np.ndarray] | None = None,
     on_product: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     on_restart: Callable[[dict[str, np.ndarray]], None] | None = None,
@@ -95,19 +95,17 @@ def extreme_eigenpairs(
             converge. By default tolerance / 100, so that `tolerance` is relative for eigenvalues above 1 % of
             the scale, and at least 100 eps of the dtype (1.2e-5 in float32): products are good for no more.
         max_products: stop there in any case, with `converged=False`.
-        basis_size: vectors held before a restart. By default as many as fit into 1 GiB, at most 100, at least
-            2 (k + m) + 20.
+        basis_size: vectors held before a restart. By default 100, or 2 (k + m) + 20 if that is more.
         basis_bytes: upper bound for the basis in bytes; it makes restarts earlier, never less orthogonal. The
             result's k + m vectors come on top.
         multiplicity: find the copies of multiple eigenvalues: after convergence search on from a new random
             vector, orthogonal to the pairs found, until that changes nothing. About doubles the products.
         seed: of the random vectors. They come from a generator of their own on the CPU: the same on every
             device.
-        start: (n,) a guess, such as a sum of another batch's eigenvectors. Of pairs that meet `tolerance` itself,
-            it is then believed that nothing lies beyond them.
-        noise: norm of the random vector that is added to the guess of norm 1. Without one, the space never holds
-            the eigenvectors that the guess lacks, and would miss them; the more there is, the more
-            products go into the bulk that it brings along.
+        start: (n,) a guess, such as a sum of another batch's eigenvectors. What lies beyond the pairs found is looked
+            for in the random vector alone.
+        noise: norm of the random vector that is added to the guess of norm 1. It has to show that nothing was missed,
+            so less of it takes more products.
         state: from `on_restart`, to go on from; all other arguments must be as they were. The outcome has the
             same bits as if it had never stopped.
         on_product: called after each product with their number, the current largest values and their
@@ -136,7 +134,7 @@ def extreme_eigenpairs(
     by_magnitude = which == "magnitude"
     # What a warm start lacks, it holds only in its random part.
     random = 1.0 if start is None else noise / math.hypot(1.0, noise)
-    search = _Search(largest, smallest, by_magnitude, tolerance, floor, multiplicity, start is not None)
+    search = _Search(largest, smallest, by_magnitude, tolerance, floor, multiplicity)
     search.needed = math.log(math.sqrt(operator.size) / (_SHARE * random))
     if state is None:
         space = KrylovSpace(operator, capacity, _start_vector(operator, start, noise, generator))
@@ -144,6 +142,7 @@ def extreme_eigenpairs(
         space = KrylovSpace.restore(operator, capacity, state)
         search.restore(state)
         generator.set_state(torch.from_numpy(np.array(state["generator"])))
+        del state  # its vectors are in the basis now
     while True:
         if space.count == capacity:
             values, coordinates = space.ritz()
@@ -191,11 +190,10 @@ class _Search:
         tolerance: float,
         floor: float,
         copies: bool,
-        trusted: bool,
     ):
         self.largest, self.smallest, self.by_magnitude = largest, smallest, by_magnitude
         self.tolerance, self.floor = tolerance, floor
-        self.copies, self.trusted = copies, trusted
+        self.copies = copies
         self.needed = 0.0
         """Logarithm of how much an eigenvector must have been magnified before its absence is believed."""
         self.history: list[np.ndarray] = []
@@ -253,7 +251,7 @@ class _Search:
             and len(self.history) > _PATIENCE
             and all(unchanged(earlier) for earlier in self.history)
             and bool(np.all(good_enough[tested]))
-            and self._outermost(space, values, residuals, allowed)
+            and self._outermost(space, values, allowed)
         )
         if settled and not self.copies:
             return "found"
@@ -264,16 +262,13 @@ class _Search:
         self.before = wanted
         return "search on"
 
-    def _outermost(self, space: KrylovSpace, values: np.ndarray, residuals: np.ndarray, allowed: np.ndarray) -> bool:
+    def _outermost(self, space: KrylovSpace, values: np.ndarray, allowed: np.ndarray) -> bool:
         """Whether an eigenvalue well beyond a wanted one would have shown itself by now.
 
         A residual r can hide an eigenvalue r sqrt(n) away, for the start holds only some 1/sqrt(n) of its vector.
         """
         index = self.index(values)
-        rank = np.arange(len(index))
-        if self.trusted:  # what the guess vouches for: all but what converged by the floor alone
-            rank = rank[residuals[index] > self.tolerance * np.abs(values[index])]
-        index, top = index[rank], rank < self.largest
+        top = np.arange(len(index)) < self.largest
         beyond = _BEYOND * allowed[index]
         if self.by_magnitude:
             points = np.abs(values[index]) + beyond
@@ -328,13 +323,13 @@ def _check_counts(size: int, largest: int, smallest: int, max_products: int) -> 
 def _capacity(operator: Operator, wanted: int, basis_size: int | None, basis_bytes: int | None) -> int:
     row = row_bytes(operator)
     if basis_size is None:
-        basis_size = max(2 * wanted + 20, min(100, 2**30 // row))
+        basis_size = max(2 * wanted + 20, 100)
     if basis_bytes is not None:
         # One more vector is held: the next.
         basis_size = min(basis_size, basis_bytes // row - 1)
     least = min(wanted + 2, operator.size)
     if basis_size < least:
-        raise ValueError(
+        raise NoMemoryError(
             f"A basis of {basis_size} vectors is too small for {wanted} eigenpairs: it needs at least "
             f"{least} ({(least + 1) * row:,} bytes). Raise basis_size or basis_bytes, or ask for fewer pairs."
         )

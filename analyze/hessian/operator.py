@@ -189,13 +189,13 @@ class HessianOperator:
         """
         generator = torch.Generator().manual_seed(seed)
         u, v = torch.randn(2, self.size, generator=generator).to(self.device, self.dtype)
-        hu, hv = self.matvec(u), self.matvec(v)
-        try:
+        try:  # before anything is kept: graphs would stand beside each other
             again = self._anew("recomputed").matvec(v)
         except InputError:
             if ENGINES[self._engine] is DoubleBackward:
                 raise
             again = self._anew(self.choice).matvec(v)
+        hu, hv = self.matvec(u), self.matvec(v)
         norm_u, norm_v = (torch.linalg.vector_norm(x, dtype=torch.float64).item() for x in (hu, hv))
         if norm_u == 0 == norm_v:
             return 0.0
@@ -203,13 +203,18 @@ class HessianOperator:
         skew = abs(dot(u, hv) - dot(v, hu)) / (norm_u + norm_v)  # ||u|| and ||v|| are sqrt(n)
         return max(repeat, skew)
 
+    def release(self) -> None:
+        """Free the kept graphs; the next product builds them again."""
+        self._kept.clear()
+        self._kept_bytes, self._batches = 0, None
+
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
         """Failures of autograd, and exhausted memory wherever it shows, as an `InputError`."""
         try:
             yield
         except (RuntimeError, MemoryError, InputError) as error:
-            if _is_exhausted(error):
+            if is_exhausted(error):
                 raise InputError(
                     "memory ran out while differentiating the loss; use fewer images at a time (--batch-size), less "
                     "--graph-memory, or --engine forward-over-reverse."
@@ -252,7 +257,7 @@ class HessianOperator:
             try:
                 return batch.products(vectors, names, True)
             except (RuntimeError, InputError) as error:
-                if _is_exhausted(error):
+                if is_exhausted(error):
                     raise
                 self._one_by_one.add(index)
         last = len(vectors) - 1
@@ -358,7 +363,7 @@ def _require_dependence(depends: bool) -> None:
         )
 
 
-def _is_exhausted(error: BaseException) -> bool:
+def is_exhausted(error: BaseException) -> bool:
     """Whether memory ran out; on the CPU torch says so in words only."""
     cause = error.__cause__ if isinstance(error, InputError) and error.__cause__ else error
     words = ("can't allocate memory", "not enough memory", "out of memory")

@@ -150,7 +150,7 @@ def grow(
         return
     rounding = _Rounding(operator, config.bits)
     found = _begin(operator, rounding, config) if done is None else done
-    found = replace(found, omega=_omega(blocks, found))
+    found = replace(found, omega=_omega(blocks, found), mean_bits=config.mean_bits)
     settings = len(found.coupling)
     count = int(np.sum(~np.isnan(found.coupling).any(axis=1)))
     while count < settings:
@@ -170,10 +170,15 @@ def grow(
 
 
 def is_complete(done: Quantization | None, config: Config, blocks: Blocks) -> bool:
-    """Whether the allocations are made, from these traces."""
+    """Whether the allocations are made, from these traces and for this limit."""
     if not config.bits:
         return True
-    return done is not None and bool(done.allocation.all()) and np.array_equal(done.omega, _omega(blocks, done))
+    return (
+        done is not None
+        and bool(done.allocation.all())
+        and done.mean_bits == config.mean_bits
+        and np.array_equal(done.omega, _omega(blocks, done))
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,8 +48,8 @@ class Config:
     smallest: int = _of("extremes", 1, "density")
     """How many from the bottom (the most negative)."""
     tolerance: float = _of("extremes", 1e-3, "density")
-    """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; below 1 % of
-    the largest |lambda|, at most tolerance / 100 of that."""
+    """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; near zero, at
+    most tolerance / 100 of the largest |lambda|, or 1.2e-5 of it in float32 if that is more."""
     max_products: int = _of("extremes", 400, "density", "max_spectrum", "blocks")
     """Stop a search for eigenvalues after this many Hessian-vector products, converged or not."""
 
@@ -76,6 +77,9 @@ class Config:
     """Largest (and the smallest one) by value, or by magnitude as in published figures made with PyHessian."""
     spectrum_tolerance: float = _of("max_spectrum", 1e-2)
     """As --tolerance, for each mini-batch."""
+    warm_start: bool = _of("max_spectrum", False)
+    """Start each mini-batch from the eigenvectors of the first, mixed with noise. To show that nothing was missed then
+    takes about as many products as a random start."""
     log_x: bool = _free(False)
     """Draw the max-eigenvalue spectrum over a logarithmic axis; negative values are then left out, and counted."""
 
@@ -87,7 +91,7 @@ class Config:
     """As --tolerance, for each layer's largest eigenvalue."""
     bits: tuple[int, ...] = _of("quantization", (2, 4, 8))
     """Bit widths to which weights could be rounded: what that costs each layer; give none to skip it."""
-    mean_bits: float = _of("quantization", 4.0)
+    mean_bits: float = _free(4.0)
     """Size limit of the bit allocation: bits per weight, on average."""
 
     def __post_init__(self) -> None:
@@ -104,17 +108,16 @@ class Config:
             raise InputError("parts is empty: name at least one of extremes, trace, density, max-spectrum, blocks.")
         if self.largest + self.smallest == 0 and "extremes" in self.parts:
             raise InputError("largest and smallest are both 0, so there are no extremes to look for.")
-        if self.max_products < self.largest + self.smallest:
+        if self.max_products < max(self.largest + self.smallest, self.top + 1):
             raise InputError(f"max_products={self.max_products} is fewer than the eigenvalues asked for.")
         for name in ("tolerance", "spectrum_tolerance", "block_tolerance"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
-        if not self.block_error > 0:
-            raise InputError(f"block_error must be above 0, not {self.block_error}.")
-        if not self.graph_memory >= 0:
+        for name in ("block_error", "basis_memory", "mean_bits"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name} must be a number above 0, not {getattr(self, name)}.")
+        if not 0 <= self.graph_memory < np.inf:
             raise InputError(f"graph_memory must be 0 or more GiB, not {self.graph_memory}.")
-        if not self.basis_memory > 0:
-            raise InputError(f"basis_memory must be above 0 GiB, not {self.basis_memory}.")
         if any(not 2 <= bits <= 16 for bits in self.bits) or len(set(self.bits)) < len(self.bits):
             raise InputError(f"bits must be different whole numbers from 2 to 16, not {self.bits}.")
         if self.bits and self.mean_bits < min(self.bits):
@@ -210,7 +213,9 @@ class Quantization:
     )
     mean_bits: float = array(doc="the size limit: bits per weight, on average")
     allocation: np.ndarray = array("criterion", "layer", doc="bits chosen for each layer")
-    criterion: np.ndarray = array("criterion", doc="the cost that was minimised: omega or direct")
+    criterion: np.ndarray = array(
+        "criterion", doc="the cost whose sum over layers was minimised, without couplings: omega or direct"
+    )
     chosen_bits: np.ndarray = array("criterion", doc="average bits per weight of the choice")
     predicted: np.ndarray = array(
         "criterion",
@@ -253,11 +258,17 @@ class Result(AnalysisResult):
             mean, error = trace.estimate / self.parameters, trace.stderr / self.parameters
             rows.append(Row("mean eigenvalue", mean, error, f"trace / {self.parameters:,} parameters"))
         if self.density is not None:
-            rows.append(_second_moment(self.density, self.parameters))
+            rows.append(_second_moment(self.density, self.parameters, self.config or {}))
         if self.max_spectrum is not None:
             rows += _spectrum_rows(self.max_spectrum)
         rows.append(Row("noise floor", self.noise_floor, None, f"relative error of a product; {self.engine}"))
         return rows
+
+    def incomparable(self, config: Config) -> str:
+        """Why it can't be drawn beside a result of this config; empty if it can."""
+        if "max-spectrum" not in config.parts:
+            return "max-eigenvalue spectra are compared; add max-spectrum to --parts"
+        return "" if self.max_spectrum is not None else "it holds no max-eigenvalue spectrum"
 
     def tables(self) -> list[str]:
         """Layers, and what rounding their weights costs."""
@@ -282,11 +293,15 @@ def _extremes_rows(found: Extremes) -> list[Row]:
     return [*rows, Row("products for extremes", found.products, None, remark)]
 
 
-def _second_moment(density: Density, parameters: int) -> Row:
+def _second_moment(density: Density, parameters: int, config: Mapping[str, Any]) -> Row:
     second = (density.weight * density.node**2).sum(axis=1) + (density.outlier**2).sum() / parameters
     count = len(second)
     error = float(second.std(ddof=1) / np.sqrt(count)) if count > 1 else np.nan
-    remark = _error_of(count, f"{density.node.shape[1]} Lanczos steps, {len(density.outlier)} outliers deflated")
+    wanted = config.get("largest", 0) + config.get("smallest", 0) if config.get("deflate") else 0
+    deflated = f"{len(density.outlier)} outliers deflated"
+    if len(density.outlier) < wanted < parameters:
+        deflated += f", {wanted - len(density.outlier)} NOT CONVERGED"
+    remark = _error_of(count, f"{density.node.shape[1]} Lanczos steps, {deflated}")
     return Row("mean squared eigenvalue", float(second.mean()), error, remark)
 
 

@@ -17,6 +17,7 @@ from analyze.hessian.spec import Config, MaxSpectrum, Result
 from analyze.results import Progress, silent
 from analyze.subject import Subject
 from data_cache import InputError
+from models.randomness import derived_seed
 
 
 class Solved(NamedTuple):
@@ -65,9 +66,9 @@ def grow(
 ) -> Iterator[MaxSpectrum]:
     """The spectrum of mini-batches 0, 1, ..., with one more at a time; ranks take them from a shared queue.
 
-    Each is solved on its own, from the eigenvectors of mini-batch 0 mixed with noise: mini-batches are alike, so
-    those of the first are as good a guess as those of the one before, and neither the order of the work, nor a
-    resume, nor the number of ranks changes a result.
+    Each is solved on its own, from a random vector of its own, or with `config.warm_start` from the eigenvectors of
+    mini-batch 0 mixed with it: mini-batches are alike, so those of the first are as good a guess as those of the one
+    before, and neither the order of the work, nor a resume, nor the number of ranks changes a result.
 
     Args:
         subject: Model, data and loss.
@@ -95,7 +96,9 @@ def grow(
         progress("max-spectrum", len(rows), count, note)
 
     def work(number: int) -> Solved:
-        return first()[0] if number == 0 else _solve(subject, config, number, first()[1], engine, report)[0]
+        if number == 0 and config.warm_start:
+            return first()[0]
+        return _solve(subject, config, number, first()[1] if config.warm_start else None, engine, report)[0]
 
     todo = [number for number in range(count) if number not in rows]
     for number, solved in world.share_out(todo, work):
@@ -106,7 +109,7 @@ def grow(
 
 def is_complete(done: MaxSpectrum | None, config: Config) -> bool:
     """Whether all mini-batches that are asked for are there."""
-    return done is not None and len(done.batch) >= config.batches
+    return done is not None and set(range(config.batches)) <= set(done.batch.tolist())
 
 
 def _solve(
@@ -131,7 +134,7 @@ def _solve(
         tolerance=config.spectrum_tolerance,
         max_products=config.max_products,
         basis_bytes=int(config.basis_memory * 2**30),
-        seed=subject.seed,
+        seed=derived_seed(subject.seed, 3, number),
         start=guess,
         on_product=report,
     )

@@ -277,6 +277,7 @@ ALL += ["--top", "2", "--block-samples", "2", "--bits", "4", "8", "--basis-memor
 REACHED = {
     "extremes": lambda out: any(out.parent.glob(f".{out.name}.hessian-state.npz")),
     "trace": lambda out: holds(out, "trace"),
+    "density": lambda out: holds(out, "density"),
     "max_spectrum": lambda out: holds(out, "max_spectrum"),
     "blocks": lambda out: holds(out, "blocks"),
     "quantization": lambda out: holds(out, "quantization"),

@@ -13,7 +13,7 @@ from analyze.hessian import spectrum
 from analyze.hessian.spec import Config
 from data_cache import ImageData, InputError
 
-OPTIONS = {"parts": ("max-spectrum",), "minibatch": 8, "top": 3, "spectrum_tolerance": 1e-6}
+OPTIONS = {"parts": ("max-spectrum",), "minibatch": 8, "top": 3, "spectrum_tolerance": 1e-6, "warm_start": True}
 
 
 def images(n: int = 30, shape: tuple[int, int, int] = (2, 7, 5)) -> ImageData:
@@ -45,9 +45,10 @@ def dense_eigenvalues(whole: Subject, number: int, size: int) -> np.ndarray:
     return np.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat).numpy())
 
 
-def test_each_minibatch_has_the_eigenvalues_of_its_dense_hessian():
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_each_minibatch_has_the_eigenvalues_of_its_dense_hessian(warm_start):
     whole = subject()
-    found = hessian.compute(whole, Config(**OPTIONS, batches=4)).max_spectrum
+    found = hessian.compute(whole, Config(**OPTIONS | {"warm_start": warm_start}, batches=4)).max_spectrum
     for number in range(4):
         true = dense_eigenvalues(whole, number, 8)
         # tolerance 1e-6 on the residual: the error of an eigenvalue is at most the residual
