@@ -282,8 +282,8 @@ class Bars:
             self.close()
             self.part = part
             self.bar = tqdm(
-                total=total, initial=done, desc=part, unit="product", disable=self.quiet, dynamic_ncols=True,
-                mininterval=0.2, file=sys.stderr,
+                total=total, initial=done, desc=part, unit="", disable=self.quiet, dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 10, file=sys.stderr,
             )  # fmt: skip
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)

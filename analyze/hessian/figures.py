@@ -134,6 +134,8 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
         color = MODELS[row % len(MODELS)]
         if len(values):
             label = f"{name} (median {np.median(values):.3g})" + (f", {left_out} not above 0 left out" * (left_out > 0))
+            if (source := _source(results[row])) != _source(results[0]):
+                label += f"\n{source}"
             x, density = _smoothed(values, logarithmic)
             axes.plot(x, density, color=color, linewidth=1.4, label=label)
             axes.fill_between(x, 0, density, color=color, alpha=0.12, linewidth=0)
@@ -155,7 +157,7 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
     ]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, title="\n".join(notes) or None, title_fontsize=8)
-    fig.suptitle(_spectrum_title(results[0]), fontsize=10)
+    fig.suptitle(f"max-eigenvalue spectrum: {_source(results[0])}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return fig
 
@@ -185,13 +187,11 @@ def _spectrum_label(results: Sequence[Result]) -> str:
     return f"eigenvalues of mini-batches' Hessians, {top} of each (nats)"
 
 
-def _spectrum_title(result: Result) -> str:
+def _source(result: Result) -> str:
     spectrum = result.max_spectrum
     assert spectrum is not None
-    source = spectrum.data.split(" (")[0]
-    return (
-        f"max-eigenvalue spectrum: {len(spectrum.batch)} batches of {spectrum.images.max()} of {source}{_decay(result)}"
-    )
+    batches = f"{len(spectrum.batch)} batches of {spectrum.images.max()}"
+    return f"{batches} of {spectrum.data.split(' (')[0]}{_decay(result)}"
 
 
 def _blocks(result: Result) -> Figure:

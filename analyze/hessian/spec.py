@@ -36,8 +36,8 @@ class Config:
     parameters: tuple[str, ...] = ()
     """Globs of parameter names, such as 'layer1.*': the loss as a function of these alone; default: of all."""
     engine: Engine = "auto"
-    """How products are computed. auto: double backward on kept graphs, recomputed beyond --graph-memory. measured:
-    whatever a short measurement finds fastest, also for groups of vectors; two such runs may differ in rounding."""
+    """How products are computed. auto: double backward on kept graphs, recomputed beyond --graph-memory.
+    measured: what a short measurement finds fastest, also for groups of vectors; two such runs may differ in rounding."""
     graph_memory: float = _free(3.0)
     """GiB for keeping autograd graphs between products, a third faster; beyond it they are recomputed."""
     basis_memory: float = 4.0
@@ -48,8 +48,8 @@ class Config:
     smallest: int = _of("extremes", 1, "density")
     """How many from the bottom (the most negative)."""
     tolerance: float = _of("extremes", 1e-3, "density")
-    """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|; near zero, at
-    most tolerance / 100 of the largest |lambda|, or 1.2e-5 of it in float32 if that is more."""
+    """An eigenvalue has converged when its residual ||Hv - lambda v|| is at most tolerance * |lambda|.
+    Near zero: at most tolerance / 100 of the largest |lambda|, or 1.2e-5 of it in float32 if that is more."""
     max_products: int = _of("extremes", 400, "density", "max_spectrum", "blocks")
     """Stop a search for eigenvalues after this many Hessian-vector products, converged or not."""
 
@@ -78,8 +78,8 @@ class Config:
     spectrum_tolerance: float = _of("max_spectrum", 1e-2)
     """As --tolerance, for each mini-batch."""
     warm_start: bool = _of("max_spectrum", False)
-    """Start each mini-batch from the eigenvectors of the first, mixed with noise. To show that nothing was missed then
-    takes about as many products as a random start."""
+    """Start each mini-batch from the eigenvectors of the first, mixed with noise.
+    To show that nothing was missed then takes about as many products as a random start."""
     log_x: bool = _free(False)
     """Draw the max-eigenvalue spectrum over a logarithmic axis; negative values are then left out, and counted."""
 
@@ -313,7 +313,9 @@ def _spectrum_rows(found: MaxSpectrum) -> list[Row]:
         error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
         return Row(name, float(values.mean()), float(error), f"mean and standard error {what}")
 
+    source = found.data.split(", sha256")[0] + ")"
     rows = [over_batches("max eigenvalue of a batch", found.largest[:, 0])]
+    rows[0] = rows[0]._replace(remark=f"{rows[0].remark} of {source}")
     if not np.isnan(found.smallest).all():
         rows.append(over_batches("min eigenvalue of a batch", found.smallest))
     rows.append(Row("share below zero", found.share_below_zero, None, f"of the top {top} {what}"))
