@@ -37,7 +37,7 @@ class Config:
     """Globs of parameter names, such as 'layer1.*': the loss as a function of these alone; default: of all."""
     engine: Engine = "auto"
     """How products are computed. auto: double backward on kept graphs, recomputed beyond --graph-memory.
-    measured: what a short measurement finds fastest, also for groups of vectors; two such runs may differ in rounding."""
+    measured: what a short measurement finds fastest, for groups of vectors too; such runs may differ in rounding."""
     graph_memory: float = _free(3.0)
     """GiB for keeping autograd graphs between products, a third faster; beyond it they are recomputed."""
     basis_memory: float = 4.0
