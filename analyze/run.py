@@ -261,10 +261,11 @@ class RunFile:
             raise InputError(f"{error}; move it away, or give another --out") from error
         for field in self._must_match:
             if stored.get(field) != self._identity.get(field):
-                names = [about.get("checkpoint", "something else") for about in (stored, self._identity)]
+                names = [about.get("checkpoint") for about in (stored, self._identity)]
                 raise InputError(
-                    f"{self.path} is of {names[0]} ({field} {str(stored.get(field))[:12]}), not of {names[1]} "
-                    f"({str(self._identity.get(field))[:12]}); give another --out"
+                    f"{self.path} is of {field} {stored.get(field)!r}, not {self._identity.get(field)!r}"
+                    + (f" (of {names[0]}, not {names[1]})" if names[0] != names[1] else "")
+                    + "; give another --out"
                 )
         if not os.access(self._target, os.W_OK):
             raise InputError(f"{self.path} is read-only; give another --out")

@@ -292,7 +292,7 @@ def test_created_stays_and_modified_moves(tmp_path, monkeypatch):
 def test_file_of_another_checkpoint_is_refused_and_stays(tmp_path):
     path = save(tmp_path / "A.h5")
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"A\.h5 is of .*checkpoint_sha256 abc\), not of .*xyz\).*--out"):
+    with pytest.raises(InputError, match=r"A\.h5 .*checkpoint_sha256 'abc', not 'xyz'.*--out"):
         save(path, identity=IDENTITY | {"checkpoint_sha256": "xyz"})
     with (
         pytest.raises(InputError, match="seed 3, not 4"),
