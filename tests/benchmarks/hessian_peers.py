@@ -33,7 +33,7 @@ from analyze.hessian import HessianOperator, extreme_eigenpairs
 from analyze.hessian.krylov import Operator
 
 Pairs = tuple[np.ndarray, Tensor]  # values (k,), vectors (k, n) of any length
-TOLERANCES = tuple(10.0**-decade for decade in range(1, 7))
+TOLERANCES = tuple(10.0**-decade for decade in range(1, 9))
 IMAGES = 64  # the ten largest are then the ten of largest magnitude, which is what PyHessian looks for
 STEPS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)  # times k
 
