@@ -144,7 +144,7 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
                 values, bottom, bottom + 0.8 * height, color=color, linewidth=0.6, alpha=0.7,
                 transform=axes.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * (1 + 0.1 * len(shown)))  # room for the legend
     axes.tick_params(axis="x", pad=4 + 9 * len(shown))
     if logarithmic:
         axes.set_xscale("log")
