@@ -341,6 +341,36 @@ def holds(path, part: str) -> bool:
     return path.exists() and getattr(Result.read(path), part) is not None  # a reader never sees half a file
 
 
+def test_comparisons_that_cannot_be_drawn_are_refused_before_work(command, tiny_checkpoint, tmp_path, finished):
+    base = ["--ckpt", tiny_checkpoint, "--out", tmp_path / "A.h5", *SMALL]
+    spectrum = ["--parts", "max-spectrum"]
+    assert_sentence(command(*base, "--compare", finished), "max-spectrum", "--parts")
+    assert_sentence(command(*base, *spectrum, "--compare", finished), str(finished), "no max-eigenvalue spectrum")
+    assert_sentence(command(*base, *spectrum, "--compare", finished, "--no-plot"), "--no-plot")
+    assert_sentence(command(*base, *spectrum, "--compare", tiny_checkpoint), str(tiny_checkpoint))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_minibatches_added_alone_leave_the_other_numbers(command, tiny_checkpoint, tmp_path):
+    out, few = tmp_path / "A.h5", [*SMALL, "--batches", "1", "--minibatch", "8", "--top", "1"]
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *few, "--parts", "trace").status == 0
+    before = contents(out)
+    assert command("--ckpt", tiny_checkpoint, "--out", out, *few, "--parts", "max-spectrum").status == 0
+    after = contents(out)
+    assert Result.read(out).max_spectrum is not None
+    assert {key: after[key] for key in before if key[1] != "config"} == {
+        key: value for key, value in before.items() if key[1] != "config"
+    }
+
+
+def test_restart_does_not_go_on_from_the_state_of_an_old_search(command, tiny_checkpoint, tmp_path, monkeypatch):
+    out, base = tmp_path / "A.h5", ["--ckpt", tiny_checkpoint, "--out", tmp_path / "A.h5", *ALL[:-2]]
+    state = tmp_path / ".A.h5.hessian-state.npz"
+    state.write_bytes(b"of an old search")
+    outcome = command(*base, "--parts", "trace", "--restart")
+    assert outcome.status == 0 and not state.exists() and out.exists()
+
+
 def test_result_saves_reads_and_plots_from_python(tmp_path, finished):
     result = Result.read(finished)
     result.save(tmp_path / "copy.h5")
