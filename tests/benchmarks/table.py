@@ -43,7 +43,8 @@ def outcome(run: dict) -> list[str]:
         return ["not reached", "", "", "", ""]
     products = str(run["products"]) if run["reached"] else f"not reached: {run['products']}"
     setting = f"{run['knob']} {run['setting']:.2g}"
-    return [products, f"{run['seconds']:.1f}", f"{run['residual']:.1e}", f"{run['value_error']:.1e}", setting]
+    seconds = "" if run["seconds"] is None else f"{run['seconds']:.1f}"  # where other work disturbed it
+    return [products, seconds, f"{run['residual']:.1e}", f"{run['value_error']:.1e}", setting]
 
 
 def density(content: dict) -> str:
