@@ -145,7 +145,7 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
                 except KeyboardInterrupt:
                     bars.close()
                     kept = (
-                        f"what is done is in {out}: the same command goes on"
+                        f"what is done is in {out}: the same command goes on" + " without --restart" * shared.restart
                         if out.is_file()
                         else "nothing was written"
                     )

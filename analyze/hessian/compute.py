@@ -155,7 +155,7 @@ class _Analysis:
             if part in self.config.parts and getattr(self.config, option) < floor:
                 raise InputError(
                     f"{option} {getattr(self.config, option):g} is below the noise floor {floor:.1e} of the products "
-                    f"in {str(self.subject.dtype).removeprefix('torch.')}; raise it, or use float64."
+                    f"in {str(self.subject.dtype).removeprefix('torch.')}; raise it, or use --dtype float64."
                 )
         result = Result(
             parameters=operator.size,

@@ -71,12 +71,12 @@ def _title(result: Result) -> str:
     subject = result.subject or {}
     if not subject:
         return _name(result)
-    return f"{_name(result)}: {subject['images']:,} images of {subject['data']}{_decay(result)}"
+    return f"{_name(result)}: {subject['images']:,} images of {subject['data']}{_settings(result)}"
 
 
-def _decay(result: Result) -> str:
-    decay = (result.subject or {}).get("weight_decay")
-    return f", weight decay {decay:g}" if decay else ""
+def _settings(result: Result) -> str:
+    decay, globs = (result.subject or {}).get("weight_decay"), (result.config or {}).get("parameters")
+    return (f", weight decay {decay:g}" if decay else "") + (f", over {' '.join(globs)}" if globs else "")
 
 
 def _draw_density(axes: Axes, result: Result) -> None:
@@ -191,7 +191,7 @@ def _source(result: Result) -> str:
     spectrum = result.max_spectrum
     assert spectrum is not None
     batches = f"{len(spectrum.batch)} batches of {spectrum.images.max()}"
-    return f"{batches} of {spectrum.data.split(' (')[0]}{_decay(result)}"
+    return f"{batches} of {spectrum.data.split(' (')[0]}{_settings(result)}"
 
 
 def _blocks(result: Result) -> Figure:

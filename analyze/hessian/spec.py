@@ -247,6 +247,8 @@ class Result(AnalysisResult):
     def rows(self) -> list[Row]:
         """The table of the command."""
         rows = []
+        if globs := (self.config or {}).get("parameters"):
+            rows.append(Row("parameters", self.parameters, None, f"of the model's: {' '.join(globs)}"))
         if not np.isnan(self.loss):
             rows.append(Row("loss", self.loss, None, "data loss, mean over images"))
             rows.append(Row("gradient norm", self.gradient_norm, None, "0 at a minimum"))
