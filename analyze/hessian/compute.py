@@ -67,8 +67,8 @@ def is_complete(result: Result, config: Config) -> bool:
     """Whether the result holds all that the config asks for."""
     holds = {
         "extremes": result.extremes is not None,
-        "trace": result.trace is not None and len(result.trace.samples) >= config.trace_samples,
-        "density": result.density is not None and len(result.density.node) >= config.probes,
+        "trace": trace.is_complete(result.trace, config),
+        "density": density.is_complete(result.density, config),
         "max-spectrum": spectrum.is_complete(result.max_spectrum, config),
         "blocks": blocks.is_complete(result.blocks, config)
         and (not config.bits or quantization.is_complete(result.quantization, config, result.blocks)),
