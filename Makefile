@@ -7,7 +7,7 @@ CHECKPOINTS := data_cache/checkpoints
 EPOCHS = 24
 TRAIN = $(BIN)/python -m models.train --epochs $(EPOCHS) --schedule cosine --precision bfloat16 --seed 0 --out $@ --model-args width=16
 
-.PHONY: install demo test lint format bench bench-large checkpoints clean
+.PHONY: install ext demo test lint format bench bench-large checkpoints clean
 
 install: $(STAMP)
 
@@ -22,7 +22,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python -m analyze.hessian --ckpt resnet_mcdo_smoothing_18
 
-test: $(STAMP)
+# the fused smoothing operator, compiled for this machine
+ext: $(STAMP)
+	$(BIN)/python -m ext
+
+test: ext
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -34,8 +38,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # speed, side by side in one run; the JSON is committed with the machine described
-bench: $(STAMP)
+bench: ext
 	$(BIN)/python tests/benchmarks/hessian.py
+	$(BIN)/python tests/benchmarks/smoothing.py
 
 # the network of 11 million parameters, apart because it takes as long as all the others
 bench-large: $(STAMP)

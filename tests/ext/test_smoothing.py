@@ -8,6 +8,8 @@ import torch
 
 import ext
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def random_map(*shape, dtype=torch.float64, scale=8.0):
     generator = torch.Generator().manual_seed(0)
