@@ -76,21 +76,19 @@ def adjoint_backward(pair: Pair, ctx: Any, k: Tensor | None) -> tuple[Tensor | N
     )
 
 
-def batched(pair: Pair, which: int, info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+def batched(operator: Callable[..., Tensor], info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
     """One call for a whole vmap: its dimension joins the batch."""
-    *tensors, order, temperature = args
 
-    def fold(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-        if tensor is None:
-            return None
+    def fold(tensor: Any, dim: int | None) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
         if dim is None:
             tensor = tensor.expand(info.batch_size, *tensor.shape)
         else:
             tensor = tensor.movedim(dim, 0)
         return tensor.flatten(0, 1)
 
-    folded = [fold(tensor, dim) for tensor, dim in zip(tensors, in_dims[:-2], strict=True)]
-    result = pair[which](*folded, order, temperature)
+    result = operator(*map(fold, args, in_dims))
     return result.unflatten(0, (info.batch_size, result.shape[0] // info.batch_size)), 0
 
 
@@ -123,7 +121,7 @@ class Smooth(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
         """Batched."""
-        return batched(EAGER, 0, info, in_dims, *args)
+        return batched(EAGER.smooth, info, in_dims, *args)
 
 
 class SmoothAdjoint(torch.autograd.Function):
@@ -145,6 +143,8 @@ class SmoothAdjoint(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor | None, df: Tensor | None, dg: Tensor | None, *_: None) -> Tensor | None:
         """Forward mode."""
         (x, f, g), n, t = ctx.saved_tensors, ctx.order, ctx.temperature
+        if n == 1 and f is None and dx is not None and dg is not None:
+            return AdjointTangent.apply(x, dx, g, dg, t)
         parts = []
         if dx is not None:
             parts.append(EAGER.adjoint(x, product(dx, f), g, n + 1, t))
@@ -157,7 +157,59 @@ class SmoothAdjoint(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
         """Batched."""
-        return batched(EAGER, 1, info, in_dims, *args)
+        return batched(EAGER.adjoint, info, in_dims, *args)
+
+
+class AdjointTangent(torch.autograd.Function):
+    """S*_2(x, dx, g) + S*_1(x, 1, dg), the tangent that Hessian products need, in one pass."""
+
+    @staticmethod
+    def forward(x: Tensor, dx: Tensor, g: Tensor, dg: Tensor, temperature: float) -> Tensor:
+        """Call the kernel."""
+        return torch.ops.landscope.smooth_adjoint_tangent.default(x, dx, g, dg, temperature)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Keep the arguments."""
+        *tensors, ctx.temperature = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, k: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Reverse mode."""
+        (x, dx, g, dg), t, needs = ctx.saved_tensors, ctx.temperature, ctx.needs_input_grad
+        if k is None:
+            return None, None, None, None, None
+        return (
+            EAGER.adjoint(x, dx * k, g, 3, t) + EAGER.adjoint(x, k, dg, 2, t) if needs[0] else None,
+            EAGER.adjoint(x, k, g, 2, t) if needs[1] else None,
+            EAGER.smooth(x, dx * k, 2, t) if needs[2] else None,
+            EAGER.smooth(x, k, 1, t) if needs[3] else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        """Forward mode."""
+        (x, dx, g, dg), t = ctx.saved_tensors, ctx.temperature
+        to_x, to_dx, to_g, to_dg, _ = tangents
+        parts = []
+        if to_x is not None:
+            parts += [EAGER.adjoint(x, dx * to_x, g, 3, t), EAGER.adjoint(x, to_x, dg, 2, t)]
+        if to_dx is not None:
+            parts.append(EAGER.adjoint(x, to_dx, g, 2, t))
+        if to_g is not None:
+            parts.append(EAGER.adjoint(x, dx, to_g, 2, t))
+        if to_dg is not None:
+            parts.append(EAGER.adjoint(x, None, to_dg, 1, t))
+        return total(parts)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        """Batched."""
+        return batched(AdjointTangent.apply, info, in_dims, *args)
 
 
 EAGER = Pair(Smooth.apply, SmoothAdjoint.apply)
@@ -169,10 +221,11 @@ def register() -> Pair:
     pair = Pair(torch.ops.landscope.smooth.default, torch.ops.landscope.smooth_adjoint.default)
     torch.library.register_fake(names[0], lambda x, factor, order, temperature: _like(x, grow=1))
     torch.library.register_fake(names[1], lambda x, factor, gradient, order, temperature: _like(x, grow=0))
-    for which, (name, rule) in enumerate(zip(names, (smooth_backward, adjoint_backward), strict=True)):
+    torch.library.register_fake(f"{names[1]}_tangent", lambda x, *others: _like(x, grow=0))
+    for name, rule, operator in zip(names, (smooth_backward, adjoint_backward), pair, strict=True):
         torch.library.register_autograd(name, lambda ctx, g, rule=rule: rule(pair, ctx, g), setup_context=save)
         torch.library.register_vmap(
-            name, lambda info, dims, *args, which=which: batched(pair, which, info, dims, *args)
+            name, lambda info, dims, *args, operator=operator: batched(operator, info, dims, *args)
         )
     return pair
 

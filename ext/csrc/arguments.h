@@ -12,11 +12,11 @@ namespace landscope {
 
 // All tensors in one dense layout, and a result to fill.
 struct Arguments {
-  at::Tensor x, factor, gradient, result;
+  at::Tensor x, factor, gradient, dgradient, result;
   Grid grid;
 
   Arguments(const at::Tensor& input, const std::optional<at::Tensor>& given_factor, const at::Tensor* given_gradient,
-            int64_t order, double temperature) {
+            int64_t order, double temperature, const at::Tensor* given_dgradient = nullptr) {
     TORCH_CHECK(input.dim() == 4, "smoothing takes (N, C, H, W), got a shape of ", input.sizes());
     const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
     TORCH_CHECK(h > 0 && w > 0, "smoothing needs at least one pixel, got ", input.sizes());
@@ -35,6 +35,7 @@ struct Arguments {
     x = take(input, input.sizes());
     if (given_factor) factor = take(*given_factor, input.sizes());
     if (given_gradient) gradient = take(*given_gradient, {n, c, h + 1, w + 1});
+    if (given_dgradient) dgradient = take(*given_dgradient, {n, c, h + 1, w + 1});
     const std::vector<int64_t> shape = {n, c, given_gradient ? h : h + 1, given_gradient ? w : w + 1};
     result = at::empty(shape, input.options().memory_format(format));
   }

@@ -42,6 +42,16 @@ void scale(const T* __restrict x, const T* __restrict factor, const A* __restric
   }
 }
 
+template <typename T, typename A>
+void scale_tangent(const T* __restrict x, const T* __restrict dx, const A* __restrict v, const A* __restrict dv,
+                   T* __restrict out, int64_t n, const Curve<A>& given) {
+  const Curve<A> curve = given;
+  for (int64_t k = 0; k < n; ++k) {
+    const A at = A(x[k]);
+    out[k] = T(respond<A, 1>(at, dv[k], curve) + respond<A, 2>(at, v[k] * A(dx[k]), curve));
+  }
+}
+
 // A quarter of the sum of each number, its right neighbour, and the two below.
 template <typename T, typename O>
 void box(const T* __restrict in, O* __restrict out, int64_t n, int64_t pixel, int64_t row) {
@@ -110,35 +120,55 @@ void smooth_planes(const T* x, const T* factor, T* y, Grid grid, const Curve<at:
   });
 }
 
+// box^T of the gradient beside the rows [first, last) of the map, into `sums`; `flat` is working space.
+template <typename T, typename A>
+void sum_rows(const T* gradient, A* flat, A* sums, int64_t first, int64_t last, const Grid& grid) {
+  const int64_t length = grid.row(), padded = grid.smoothed_row();
+  const auto offset = [&](int64_t row) { return (row + row / grid.height) * padded; };  // in the gradient
+  const int64_t start = offset(first);
+  if (length < kShortRow) {
+    // Stop where the last row's last pixel would come: nothing reads it, and its neighbours may lie outside.
+    box(gradient + start, flat, offset(last - 1) - start + length, grid.pixel, padded);
+    for (int64_t row = first; row < last; ++row, sums += length) copy_row(flat + (offset(row) - start), sums, length);
+  } else {
+    for (int64_t row = first; row < last; ++row, sums += length) {
+      box(gradient + offset(row), sums, length, grid.pixel, padded);
+    }
+  }
+}
+
+// Numbers that `sum_rows` may need of working space: each image in a band adds a row of the gradient.
+int64_t space(int64_t band, const Grid& grid) {
+  return grid.row() < kShortRow ? 2 * (band + 1) * grid.smoothed_row() : 0;
+}
+
 template <typename T, int order>
 void adjoint_planes(const T* x, const T* factor, const T* gradient, T* out, Grid grid,
                     const Curve<at::opmath_type<T>>& curve) {
   using A = at::opmath_type<T>;
-  const int64_t length = grid.row(), padded = grid.smoothed_row();
-  const int64_t rows = grid.planes * grid.height;
-  const auto smoothed = [&](int64_t row) { return row + row / grid.height; };  // the row of the gradient beside it
-  in_bands(rows, padded, [&](int64_t begin, int64_t end, int64_t band) {
-    // A band of rows touches one more row of the gradient for each image it meets.
-    std::vector<A> sums(band * length), flat(length < kShortRow ? 2 * (band + 1) * padded : 0);
+  const int64_t length = grid.row();
+  in_bands(grid.planes * grid.height, grid.smoothed_row(), [&](int64_t begin, int64_t end, int64_t band) {
+    std::vector<A> sums(band * length), flat(space(band, grid));
     for (int64_t first = begin; first < end; first += band) {
-      const int64_t last = std::min(first + band, end);
-      const T* from = gradient + smoothed(first) * padded;
-      if (length < kShortRow) {
-        // The last row lacks its last pixel, which nothing reads and whose neighbours may lie outside.
-        const int64_t many = (smoothed(last - 1) - smoothed(first)) * padded + length;
-        box(from, flat.data(), many, grid.pixel, padded);
-        for (int64_t row = first; row < last; ++row) {
-          const A* values = flat.data() + (smoothed(row) - smoothed(first)) * padded;
-          copy_row(values, sums.data() + (row - first) * length, length);
-        }
-      } else {
-        for (int64_t row = first; row < last; ++row) {
-          const int64_t offset = (smoothed(row) - smoothed(first)) * padded;
-          box(from + offset, sums.data() + (row - first) * length, length, grid.pixel, padded);
-        }
-      }
-      const int64_t at = first * length;
+      const int64_t last = std::min(first + band, end), at = first * length;
+      sum_rows(gradient, flat.data(), sums.data(), first, last, grid);
       scale<T, A, order>(x + at, factor ? factor + at : nullptr, sums.data(), out + at, (last - first) * length, curve);
+    }
+  });
+}
+
+template <typename T>
+void tangent_planes(const T* x, const T* dx, const T* gradient, const T* dgradient, T* out, Grid grid,
+                    const Curve<at::opmath_type<T>>& curve) {
+  using A = at::opmath_type<T>;
+  const int64_t length = grid.row();
+  in_bands(grid.planes * grid.height, grid.smoothed_row(), [&](int64_t begin, int64_t end, int64_t band) {
+    std::vector<A> sums(band * length), dsums(band * length), flat(space(band, grid));
+    for (int64_t first = begin; first < end; first += band) {
+      const int64_t last = std::min(first + band, end), at = first * length;
+      sum_rows(gradient, flat.data(), sums.data(), first, last, grid);
+      sum_rows(dgradient, flat.data(), dsums.data(), first, last, grid);
+      scale_tangent(x + at, dx + at, sums.data(), dsums.data(), out + at, (last - first) * length, curve);
     }
   });
 }
@@ -182,11 +212,25 @@ at::Tensor smooth_adjoint(const at::Tensor& x, const std::optional<at::Tensor>& 
   return all.result;
 }
 
+at::Tensor smooth_adjoint_tangent(const at::Tensor& x, const at::Tensor& dx, const at::Tensor& gradient,
+                                  const at::Tensor& dgradient, double temperature) {
+  const Arguments all(x, dx, &gradient, 1, temperature, &dgradient);
+  if (all.result.numel() == 0) return all.result;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "smooth_adjoint_tangent", [&] {
+    const Curve<at::opmath_type<scalar_t>> curve(temperature, 1);
+    tangent_planes<scalar_t>(all.x.const_data_ptr<scalar_t>(), all.factor_data<scalar_t>(),
+                             all.gradient.const_data_ptr<scalar_t>(), all.dgradient.const_data_ptr<scalar_t>(),
+                             all.result.mutable_data_ptr<scalar_t>(), all.grid, curve);
+  });
+  return all.result;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(landscope, CPU, library) {
   library.impl("smooth", &smooth);
   library.impl("smooth_adjoint", &smooth_adjoint);
+  library.impl("smooth_adjoint_tangent", &smooth_adjoint_tangent);
 }
 
 }  // namespace landscope

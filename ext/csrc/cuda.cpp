@@ -21,13 +21,14 @@ Type type_of(const at::Tensor& x) {
 }
 
 at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& factor, const at::Tensor* gradient, int64_t order,
-               double temperature) {
+               double temperature, const at::Tensor* dgradient = nullptr) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments all(x, factor, gradient, order, temperature);
+  const Arguments all(x, factor, gradient, order, temperature, dgradient);
   if (all.result.numel() == 0) return all.result;
   const Map map{all.x.const_data_ptr(),
                 all.factor.defined() ? all.factor.const_data_ptr() : nullptr,
                 gradient ? all.gradient.const_data_ptr() : nullptr,
+                dgradient ? all.dgradient.const_data_ptr() : nullptr,
                 all.result.mutable_data_ptr(),
                 all.grid,
                 type_of(x),
@@ -47,11 +48,17 @@ at::Tensor smooth_adjoint(const at::Tensor& x, const std::optional<at::Tensor>& 
   return run(x, factor, &gradient, order, temperature);
 }
 
+at::Tensor smooth_adjoint_tangent(const at::Tensor& x, const at::Tensor& dx, const at::Tensor& gradient,
+                                  const at::Tensor& dgradient, double temperature) {
+  return run(x, dx, &gradient, 1, temperature, &dgradient);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(landscope, CUDA, library) {
   library.impl("smooth", &smooth);
   library.impl("smooth_adjoint", &smooth_adjoint);
+  library.impl("smooth_adjoint_tangent", &smooth_adjoint_tangent);
 }
 
 }  // namespace landscope

@@ -67,7 +67,7 @@ LANDSCOPE_INLINE T series(T r) {
   }
 }
 
-// The derivative of the given order at x, times v; for order 0 the activation itself, without v.
+// The derivative of the given order at x (order 0: the activation itself), times v.
 //
 // tanh z = -m / (2 + m) and 1 - tanh^2 z = 4 e / (2 + m)^2 with e = exp(-2z), m = e - 1: no cancellation at either
 // end. exp(w) = 2^k exp(r), |r| < 0.35; w is bounded where 2^k leaves the format, so that e becomes an exact 0 there.
@@ -92,7 +92,7 @@ LANDSCOPE_INLINE T respond(T x, T v, const Curve<T>& curve) {
   const T u = -m * inverse;
   T value;
   if constexpr (order == 0) {
-    value = curve.temperature * u;
+    value = curve.temperature * u * v;
   } else {
     value = 4 * (power + power * p) * inverse * inverse * v;
     if constexpr (order == 2) {

@@ -94,10 +94,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T, int order, int lanes, typename A>
+// With a tangent, order is 1 and the factor is dx.
+template <typename T, int order, int lanes, bool tangent, typename A>
 __global__ void __launch_bounds__(kThreads)
     adjoint_kernel(const T* __restrict__ x, const T* __restrict__ factor, const T* __restrict__ gradient,
-                   T* __restrict__ result, Grid grid, Curve<A> curve) {
+                   const T* __restrict__ dgradient, T* __restrict__ result, Grid grid, Curve<A> curve) {
   const int64_t length = grid.row(), padded = grid.smoothed_row();
   const int64_t columns = length / lanes;
   const Strips strips(grid.height);
@@ -107,8 +108,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t column = index % columns * lanes;
     const int64_t strip = index / columns % strips.count, plane = index / columns / strips.count;
     const int64_t first = strip * strips.rows, last = min(first + strips.rows, grid.height);
-    const auto sum = [&](int64_t row) {
-      const T* from = gradient + (plane * (grid.height + 1) + row) * padded + column;
+    const auto sum = [&](const T* of, int64_t row) {
+      const T* from = of + (plane * (grid.height + 1) + row) * padded + column;
       const auto left = load<T, lanes>(from), right = load<T, lanes>(from + grid.pixel);
       Sums<A, lanes> sums;
 #pragma unroll
@@ -117,10 +118,14 @@ __global__ void __launch_bounds__(kThreads)
       }
       return sums;
     };
-    auto above = sum(first);
+    auto above = sum(gradient, first);
+    Sums<A, lanes> dabove;
+    if constexpr (tangent) dabove = sum(dgradient, first);
 #pragma unroll 4
     for (int64_t row = first; row < last; ++row) {
-      const auto below = sum(row + 1);
+      const auto below = sum(gradient, row + 1);
+      Sums<A, lanes> dbelow;
+      if constexpr (tangent) dbelow = sum(dgradient, row + 1);
       const int64_t at = (plane * grid.height + row) * length + column;
       const auto values = load<T, lanes>(x + at);
       Pack<T, lanes> factors, out;
@@ -129,10 +134,19 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < lanes; ++k) {
         A v = A(0.25) * (above.value[k] + below.value[k]);
         if (factor) v *= static_cast<A>(factors.value[k]);
-        out.value[k] = static_cast<T>(respond<A, order>(static_cast<A>(values.value[k]), v, curve));
+        const A here = static_cast<A>(values.value[k]);
+        A value;
+        if constexpr (tangent) {
+          const A dv = A(0.25) * (dabove.value[k] + dbelow.value[k]);
+          value = respond<A, 1>(here, dv, curve) + respond<A, 2>(here, v, curve);
+        } else {
+          value = respond<A, order>(here, v, curve);
+        }
+        out.value[k] = static_cast<T>(value);
       }
       *reinterpret_cast<Pack<T, lanes>*>(result + at) = out;
       above = below;
+      dabove = dbelow;
     }
   }
 }
@@ -157,8 +171,17 @@ void launch_lanes(const Map& map, cudaStream_t stream) {
   const Curve<A> curve(map.temperature, map.order);
   if constexpr (adjoint) {
     const auto* gradient = static_cast<const T*>(map.gradient);
-    adjoint_kernel<T, order, lanes><<<blocks(map.grid.row() / lanes, map.grid, map.grid.height), kThreads, 0, stream>>>(
-        x, factor, gradient, result, map.grid, curve);
+    const auto* dgradient = static_cast<const T*>(map.dgradient);
+    const int count = blocks(map.grid.row() / lanes, map.grid, map.grid.height);
+    if constexpr (order == 1) {
+      if (dgradient) {
+        adjoint_kernel<T, 1, lanes, true>
+            <<<count, kThreads, 0, stream>>>(x, factor, gradient, dgradient, result, map.grid, curve);
+        return;
+      }
+    }
+    adjoint_kernel<T, order, lanes, false>
+        <<<count, kThreads, 0, stream>>>(x, factor, gradient, nullptr, result, map.grid, curve);
   } else {
     const int count = blocks(map.grid.smoothed_row() / lanes, map.grid, map.grid.height + 1);
     smooth_kernel<T, order, lanes><<<count, kThreads, 0, stream>>>(x, factor, result, map.grid, curve);

@@ -13,6 +13,7 @@ struct Map {
   const void* x;
   const void* factor;    // may be null: 1
   const void* gradient;  // of the adjoint
+  const void* dgradient;  // not null: the adjoint's tangent, with the factor as dx
   void* result;
   Grid grid;
   Type type;
