@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml
 
 # a network trained on real images: its curvature, as a table and a figure
 demo: $(STAMP)
+	$(BIN)/python -m ext || echo "going on with torch's own operations"
 	$(BIN)/python -m analyze.hessian --ckpt resnet_mcdo_smoothing_18
 
 # the fused smoothing operator, compiled for this machine

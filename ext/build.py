@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,19 +37,14 @@ def library(device: str) -> Path:
     return folder() / f"{device}.so"
 
 
-def build(log: Callable[[str], None] = print, *, cuda: bool | None = None, force: bool = False) -> list[Path]:
-    """Compile for the CPU, and for CUDA where `cuda` says so (None: where torch sees a GPU and there is an nvcc).
-
-    Returns:
-        The libraries, first the CPU's.
+def build(log: Callable[[str], None] = print, *, devices: Sequence[str] = ("cpu",), force: bool = False) -> list[Path]:
+    """Compile for these device types, "cpu" and "cuda"; what is there already stays unless `force`.
 
     Raises:
         RuntimeError: A compiler is missing or fails; with its message.
     """
-    if cuda is None:
-        cuda = torch.cuda.is_available() and find_nvcc() is not None
     built = []
-    for device, compile_to in (("cpu", _compile_cpu), ("cuda", _compile_cuda))[: 1 + cuda]:
+    for device in devices:
         path = library(device)
         if path.is_file() and not force:
             log(f"{device}: {path} is up to date")
@@ -56,7 +52,7 @@ def build(log: Callable[[str], None] = print, *, cuda: bool | None = None, force
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
                 whole = Path(temporary) / path.name
-                compile_to(whole)
+                {"cpu": _compile_cpu, "cuda": _compile_cuda}[device](whole)
                 os.replace(whole, path)
             log(f"{device}: built {path}")
         built.append(path)
@@ -64,9 +60,17 @@ def build(log: Callable[[str], None] = print, *, cuda: bool | None = None, force
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler, in $CUDA_HOME or on the path."""
+    """The CUDA compiler: in $CUDA_HOME, on the path, or from the pip package nvidia-cuda-nvcc beside torch."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if home:
+        return shutil.which("nvcc", path=f"{home}/bin")
+    packaged = os.pathsep.join(str(home / "bin") for home in _packages())
+    return shutil.which("nvcc") or (shutil.which("nvcc", path=packaged) if packaged else None)
+
+
+def _packages() -> list[Path]:
+    """Folders of NVIDIA's pip packages beside torch."""
+    return sorted((Path(torch.__file__).parent.parent / "nvidia").glob("*"))
 
 
 def compile_kernels(out: Path, architectures: Iterable[str]) -> None:
@@ -77,7 +81,7 @@ def compile_kernels(out: Path, architectures: Iterable[str]) -> None:
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise RuntimeError("there is no nvcc in $CUDA_HOME/bin or on the path")
+        raise RuntimeError("there is no nvcc in $CUDA_HOME/bin, on the path or beside torch")
     code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     _run([nvcc, *CUDA_FLAGS, *code, "-c", str(SOURCES / "kernels.cu"), "-o", str(out)])
 
@@ -98,19 +102,17 @@ def _compile_cuda(out: Path) -> None:
 
 
 def _cuda_headers() -> list[Path]:
-    """Folders with the CUDA runtime's headers: those of the toolkit, else those of the pip packages beside torch."""
-    nvcc = find_nvcc()
-    toolkit = [Path(nvcc).resolve().parent.parent] if nvcc else []
-    packages = sorted((Path(torch.__file__).parent.parent / "nvidia").glob("*"))
-    found = [home / "include" for home in (*toolkit, *packages)]
-    return [path for path in found if (path / "cuda_runtime_api.h").is_file()][:1]
+    """Folders with CUDA's headers: the toolkit's, as nvcc names them, then those of pip packages beside torch."""
+    asked = subprocess.run([find_nvcc(), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    line = next((line for line in asked.stderr.splitlines() if " INCLUDES=" in line), "")
+    toolkit = [Path(flag.removeprefix("-I")) for flag in shlex.split(line.partition("INCLUDES=")[2].strip('" '))]
+    return [path for path in (*toolkit, *(home / "include" for home in _packages())) if path.is_dir()]
 
 
 def _link(out: Path, sources: Sequence[Path], libraries: Sequence[str], headers: Sequence[Path] = ()) -> None:
-    from torch.utils import cpp_extension  # slow, and only builders need it
-
     torch_folder = Path(torch.__file__).parent
-    includes = [f"-isystem{path}" for path in (*cpp_extension.include_paths(), *headers)]
+    own = torch_folder / "include"
+    includes = [f"-isystem{path}" for path in (own, own / "torch/csrc/api/include", *headers)]
     links = [f"-L{torch_folder / 'lib'}", f"-Wl,-rpath,{torch_folder / 'lib'}", *(f"-l{name}" for name in libraries)]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     compiler = os.environ.get("CXX", "g++")

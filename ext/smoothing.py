@@ -34,9 +34,15 @@ def smooth(x: Tensor, temperature: float = 10.0) -> Tensor:
         return eager(x, temperature)
     if not torch.compiler.is_compiling():
         return fused.Smooth.apply(x, None, 0, temperature)
-    if forward_ad._current_level >= 0:  # registered operators have no forward mode
+    if _transformed() or forward_ad._current_level >= 0:
         return eager(x, temperature)
     return REGISTERED.smooth(x, None, 0, temperature)
+
+
+@torch.compiler.assume_constant_result  # graphs are guarded by the transforms they were traced in
+def _transformed() -> bool:
+    """Whether `torch.func` transforms what runs: registered operators know neither its grad nor forward mode."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def eager(x: Tensor, temperature: float = 10.0) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,6 +103,13 @@ class TanhBlurBlock(TanhBlock):
     """relu(t tanh(x / t)), then the blur: the paper's smoothing, one fused operator for the default box."""
 
     blurs = True
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        try:
+            ext.status()
+        except RuntimeError as error:  # LANDSCOPE_EXT asks for what is not there
+            raise InputError(str(error)) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Smooth (N, C, H, W); the default box gives (N, C, H + 1, W + 1)."""

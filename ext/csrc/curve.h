@@ -54,7 +54,7 @@ struct Format<double> {
                           ln2_low = 0x1.a39ef35793c76p-33;
 };
 
-constexpr double inverse_factorial(int n) { return n < 2 ? 1 : inverse_factorial(n - 1) / n; }
+LANDSCOPE_INLINE constexpr double inverse_factorial(int n) { return n < 2 ? 1 : inverse_factorial(n - 1) / n; }
 
 // sum of r^(k - n) / k! for k = n, n + 1, ...
 template <typename T, int n>
@@ -110,8 +110,8 @@ LANDSCOPE_INLINE T respond(T x, T v, const Curve<T>& curve) {
 // contiguous, (N, H, W, C) when channels_last. The smoothed map has one row and one column more.
 struct Grid {
   int64_t planes, height, width, pixel;
-  int64_t row() const { return width * pixel; }
-  int64_t smoothed_row() const { return (width + 1) * pixel; }
+  LANDSCOPE_INLINE int64_t row() const { return width * pixel; }
+  LANDSCOPE_INLINE int64_t smoothed_row() const { return (width + 1) * pixel; }
 };
 
 }  // namespace landscope

@@ -36,7 +36,7 @@ def test_command_writes_the_run_file_and_figure_and_prints_the_table(command, ti
     assert outcome.status == 0
     for words in ("24 images of fashion_mnist:train", "largest eigenvalue 1", "residual", "standard error", str(out)):
         assert words in outcome.out
-    assert "smoothing operator: " in outcome.out
+    assert "smoothing operator: eager" in outcome.out
     assert (tmp_path / "new folder" / "A_hessian.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir(out.parent)) == ["A.h5", "A_hessian.png"]  # no lock, no temporary file
 

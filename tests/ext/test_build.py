@@ -40,6 +40,19 @@ def test_require_insists(tmp_path):
     assert "python -m ext" in done.stderr.splitlines()[-1]
 
 
+def test_a_command_says_in_a_sentence_that_required_kernels_are_not_built(tmp_path):
+    done = python(
+        *("-m", "models.evaluate", "--ckpt", "resnet_dnn_smoothing_18"),
+        LANDSCOPE_EXT="require",
+        LANDSCOPE_CACHE=str(tmp_path),
+        PYTHONPATH=str(ROOT),
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "LANDSCOPE_EXT=require, but the smoothing operator is not built" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unknown_mode_is_refused():
     assert "off, auto, require" in status(LANDSCOPE_EXT="yes").stderr
 
@@ -69,8 +82,9 @@ def test_a_missing_compiler_is_one_sentence(tmp_path):
     assert done.stderr == "error: there is no compiler no-such-compiler\n"
 
 
-@pytest.mark.skipif(build.find_nvcc() is None, reason="no nvcc")
-@pytest.mark.parametrize("architecture", build.ARCHITECTURES)
-def test_the_cuda_kernels_compile_without_a_gpu(tmp_path, architecture):
-    build.compile_kernels(tmp_path / "kernels.o", [architecture])
-    assert (tmp_path / "kernels.o").stat().st_size > 0
+@pytest.mark.skipif(build.find_nvcc() is None, reason="no nvcc: pip install nvidia-cuda-nvcc")
+def test_the_cuda_kernels_compile_and_load_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("LANDSCOPE_CACHE", str(tmp_path))
+    (library,) = build.build(devices=["cuda"])
+    build.torch.ops.load_library(library)
+    assert all(f"sm_{number}".encode() in library.read_bytes() for number in build.ARCHITECTURES)
