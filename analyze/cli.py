@@ -8,7 +8,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from analyze.distributed import ALONE, World, first_speaks, joined, local_device
-from analyze.results import AnalysisResult, Row, identity, plain
+from analyze.results import AnalysisResult, Row, checkpoint_name, identity, plain
 from analyze.run import RunFile, library_versions
 from analyze.scratch import Scratch
 from data_cache import InputError, exit_on_input_error, paths
@@ -29,8 +30,10 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class Shared:
     """Options that all analyses share."""
 
-    ckpt: str
+    ckpt: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint: a file, or the name of one that ships (`python -m models list`)."""
+    ensemble: Flag = False
+    """Take several --ckpt as the members of one deep ensemble."""
     model: str | None = None
     """For files that do not say: a zoo name, torchvision:NAME, timm:NAME or package.module:factory."""
     model_args: tuple[str, ...] = ()
@@ -71,8 +74,8 @@ class Shared:
 
 def parse(name: str, arguments: Sequence[str] | None = None) -> tuple[Shared, Any]:
     """Shared options and the analysis's own from a command line; exits with help or a usage error."""
-    spec = importlib.import_module(f"analyze.{name}.spec")
-    shared = Shared(ckpt=tyro.MISSING, **spec.SUBJECT_DEFAULTS)
+    spec = _spec(name)
+    defaults = {key: value for key, value in spec.SUBJECT_DEFAULTS.items() if key != "split"}
     flat = tyro.conf.OmitArgPrefixes
     command = dataclasses.make_dataclass(
         "Command", [("shared", flat[Shared]), ("config", flat[spec.Config])], frozen=True
@@ -82,10 +85,26 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> tuple[Shared, An
             command,
             args=arguments,
             prog=f"python -m analyze.{name}",
-            description=f"{spec.TITLE}.",
-            default=command(shared=shared, config=spec.Config()),
+            description=f"{spec.TITLE}. By default on the {split_of(name) or 'training'} split.",
+            default=command(shared=Shared(ckpt=tyro.MISSING, **defaults), config=spec.Config()),
         )
+        check(parsed.shared)
     return parsed.shared, parsed.config
+
+
+def check(shared: Shared) -> None:
+    """Refuse shared options that are incomplete or contradict each other."""
+    if not shared.ckpt:
+        raise InputError("--ckpt is missing: give a checkpoint file, or the name of one that ships.")
+    if len(shared.ckpt) > 1 and not shared.ensemble:
+        raise InputError(
+            "several --ckpt are one deep ensemble with --ensemble; to compare them, analyze each, and give their "
+            "run files to python -m analyze.compare."
+        )
+    if shared.resume and shared.restart:
+        raise InputError("--resume and --restart contradict each other.")
+    if shared.compare and not shared.plot:
+        raise InputError("--compare draws figures, and --no-plot draws none.")
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> None:
@@ -101,70 +120,122 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
 
     In a process other than the first, only help to compute it; what that one refuses, all refuse.
     """
-    if shared.resume and shared.restart:
-        raise InputError("--resume and --restart contradict each other.")
+    check(shared)
     if world.rank == 0 and not shared.quiet:
         print("loading ...", file=sys.stderr, flush=True)
-    subject = load_subject(shared)
+    subject = load_subject(shared, split=split_of(name))
     if world.rank > 0:
-        return _help(name, subject, config, world)
-    spec = importlib.import_module(f"analyze.{name}.spec")
-    compute = importlib.import_module(f"analyze.{name}.compute")
+        return assist(name, subject, config, world)
+    others, out = _others(name, shared, config), run_file(shared, subject.describe())
+    outcome = carry_out(name, shared, config, subject, out, world)
+    figures = draw(outcome.result, others, out, shared)
+    report(outcome, out, figures, as_json=shared.json)
+    return outcome.result
+
+
+def run_file(shared: Shared, about: Mapping[str, Any]) -> Path:
+    """Where the results of a subject go."""
+    return shared.out or paths.results() / f"{checkpoint_name(about)}.h5"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an analysis."""
+
+    result: AnalysisResult
+    seconds: float
+    """Spent on it, over all runs."""
+    fresh: bool
+    """Whether anything was computed now."""
+
+
+def carry_out(
+    name: str, shared: Shared, config: Any, subject: Any, out: Path, world: World = ALONE, title: str = ""
+) -> Outcome:
+    """Bring an analysis in the run file `out` to what the config asks for, in the first process.
+
+    The others call `assist`, and raise the same `InputError` if this one refuses to begin.
+    """
+    spec, compute = _spec(name), importlib.import_module(f"analyze.{name}.compute")
     options, about = dataclasses.asdict(config), subject.describe()
-    others = _others(name, shared, config)
-    out = shared.out or paths.results() / f"{Path(about['checkpoint']).stem}.h5"
-    with RunFile(out, identity(about)) as file:
-        previous, spent = None, 0.0
-        stored = None if shared.restart else file.load(name, spec.Result)
-        free = ["checkpoint", *_free_options(config, stored)]
-        if stored is not None and file.check_resume(name, options, about, ignore=free):
-            previous = stored
-            spent = float((file.attributes(name) or {}).get("seconds", 0.0))
-        scratch = _scratch(out, name, config, about)
-        if shared.restart:
-            scratch.clear()
+    with ExitStack() as stack:
+        with _refusal_told(world):
+            file = stack.enter_context(RunFile(out, identity(about)))
+            previous, spent = None, 0.0
+            stored = None if shared.restart else file.load(name, spec.Result)
+            free = ["checkpoint", *free_options(config, stored)]
+            if stored is not None and file.check_resume(name, options, about, ignore=free):
+                previous = stored
+                spent = float((file.attributes(name) or {}).get("seconds", 0.0))
+            scratch = _scratch(out, name, config, about)
+            if shared.restart:
+                scratch.clear()
         began = time.perf_counter()
         saver = _Saver(file, name, config, compute.is_complete, began - spent)
         done = previous is not None and compute.is_complete(previous, config)
-        world.broadcast((done, previous))
-        if done:
-            result = previous.of(options, about)
-        else:
-            with Bars(quiet=shared.quiet) as bars:
-                try:
-                    result = compute.compute(
-                        subject,
-                        config,
-                        previous=previous,
-                        save=saver.offer,
-                        progress=bars.report,
-                        world=world,
-                        scratch=scratch,
-                    )
-                    saver.offer(result)
-                except KeyboardInterrupt:
-                    bars.close()
-                    kept = (
-                        f"what is done is in {out}: the same command goes on" + " without --restart" * shared.restart
-                        if out.is_file()
-                        else "nothing was written"
-                    )
-                    print(f"interrupted; {kept}.", file=sys.stderr)
-                    raise SystemExit(130) from None
-                finally:
-                    saver.flush()
+        world.broadcast((done, previous, ""))
+        if done and previous is not None:
+            return Outcome(previous.of(options, about), spent, fresh=False)
+        with Bars(quiet=shared.quiet, title=title) as bars:
+            try:
+                result = compute.compute(
+                    subject,
+                    config,
+                    previous=previous,
+                    save=saver.offer,
+                    progress=bars.report,
+                    world=world,
+                    scratch=scratch,
+                )
+                saver.offer(result)
+            except KeyboardInterrupt:
+                bars.close()
+                kept = (
+                    f"what is done is in {out}: the same command goes on" + " without --restart" * shared.restart
+                    if out.is_file()
+                    else "nothing was written"
+                )
+                print(f"interrupted; {kept}.", file=sys.stderr)
+                raise SystemExit(130) from None
+            finally:
+                saver.flush()
         seconds = float((file.attributes(name) or {})["seconds"])
-    figure = out.with_name(f"{out.stem}_{name}.{shared.figure_format}")
-    figures = result.plot(figure, others) if shared.plot else []
-    report(result, seconds, out, figures, as_json=shared.json, fresh=not done)
-    return result
+    return Outcome(result, seconds, fresh=True)
 
 
-def _help(name: str, subject: Any, config: Any, world: World) -> AnalysisResult:
+@contextmanager
+def _refusal_told(world: World) -> Iterator[None]:
+    """Let the other processes, who wait for what `assist` begins with, refuse for the same reason."""
+    try:
+        yield
+    except InputError as error:
+        world.broadcast((False, None, str(error)))
+        raise
+
+
+def assist(name: str, subject: Any, config: Any, world: World) -> AnalysisResult:
     """Share the work of the first process, from where its run file stands."""
     compute = importlib.import_module(f"analyze.{name}.compute").compute
-    done, previous = world.broadcast((False, None))
+    nothing: tuple[bool, Any, str] = False, None, ""
+    done, previous, refusal = world.broadcast(nothing)
+    if refusal:
+        raise InputError(refusal)
     return previous if done else compute(subject, config, previous=previous, world=world)
+
+
+def draw(result: AnalysisResult, others: Sequence[AnalysisResult], out: Path, shared: Shared) -> list[Path]:
+    """The figures of an analysis, beside the run file."""
+    figure = out.with_name(f"{out.stem}_{result.analysis}.{shared.figure_format}")
+    return result.plot(figure, others) if shared.plot else []
+
+
+def _spec(name: str) -> Any:
+    return importlib.import_module(f"analyze.{name}.spec")
+
+
+def split_of(name: str) -> str | None:
+    """Which split of the recorded data set an analysis is about; None: what was trained on."""
+    return _spec(name).SUBJECT_DEFAULTS.get("split")
 
 
 def _scratch(out: Path, name: str, config: Any, about: Mapping[str, Any]) -> Scratch:
@@ -176,19 +247,16 @@ def _scratch(out: Path, name: str, config: Any, about: Mapping[str, Any]) -> Scr
 
 def _others(name: str, shared: Shared, config: Any) -> list[AnalysisResult]:
     """The results that are drawn beside this one; refused before long work if they can't be."""
-    if shared.compare and not shared.plot:
-        raise InputError("--compare draws figures, and --no-plot draws none.")
-    spec = importlib.import_module(f"analyze.{name}.spec")
     others = []
     for path in shared.compare:
-        others.append(spec.Result.read(path))
+        others.append(_spec(name).Result.read(path))
         if reason := others[-1].incomparable(config):
             raise InputError(f"--compare {path}: {reason}.")
     return others
 
 
-def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
-    """Options that may differ from those of the stored result: they change no number in it."""
+def free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
+    """Options (of a Config or its class) that may differ from the stored result's: they change no number in it."""
     return [
         field.name
         for field in dataclasses.fields(config)
@@ -197,8 +265,8 @@ def _free_options(config: Any, stored: AnalysisResult | None) -> list[str]:
     ]
 
 
-def load_subject(shared: Shared) -> Any:
-    """The subject that the shared options describe."""
+def load_subject(shared: Shared, split: str | None = None) -> Any:
+    """The subject that the shared options describe, on this split of the recorded data unless they name other."""
     import torch
 
     from analyze.subject import Subject
@@ -209,6 +277,7 @@ def load_subject(shared: Shared) -> Any:
         model=shared.model,
         model_args=parse_key_values(shared.model_args),
         data=shared.data,
+        split=split,
         limit=shared.limit or None,
         batch_size=shared.batch_size,
         weight_decay=shared.weight_decay,
@@ -255,10 +324,10 @@ class _Saver:
 
 
 class Bars:
-    """A progress bar for each part of an analysis, on stderr."""
+    """A progress bar for each part of an analysis, on stderr, after a title."""
 
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
+    def __init__(self, quiet: bool, title: str = ""):
+        self.quiet, self.title = quiet, title
         self.part: str | None = None
         self.bar: Any = None
 
@@ -281,57 +350,67 @@ class Bars:
         if part != self.part:
             self.close()
             self.part = part
+            name = self.title if part in self.title else f"{self.title}: {part}" if self.title else part
             self.bar = tqdm(
-                total=total, initial=done, desc=part, unit="", disable=self.quiet, dynamic_ncols=True,
+                total=total, initial=done, desc=name, unit="", disable=self.quiet, dynamic_ncols=True,
                 mininterval=0.2 if sys.stderr.isatty() else 10, file=sys.stderr,
             )  # fmt: skip
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
 
 
-def report(
-    result: AnalysisResult,
-    seconds: float,
-    out: Path,
-    figures: Sequence[Path],
-    *,
-    as_json: bool,
-    fresh: bool = True,
-) -> None:
+def report(outcome: Outcome, out: Path, figures: Sequence[Path], *, as_json: bool) -> None:
     """Print the table, or JSON, and the paths written."""
-    subject = result.subject or {}
+    result, subject = outcome.result, outcome.result.subject or {}
     if as_json:
-        content = {
-            result.analysis: plain(result),
-            "config": result.config,
-            "subject": subject,
-            "seconds": seconds,
-            "run_file": str(out),
-            "figures": [str(figure) for figure in figures],
-        }
-        print(json.dumps(plain(content), indent=2, default=str))
+        found = content(outcome) | {"run_file": str(out), "figures": [str(figure) for figure in figures]}
+        print(json.dumps(plain(found), indent=2, default=str))
         return
-    from ext import status
-
     print(describe(subject))
-    if "smoothing" in str(subject["model"]):
-        print(status())
+    if status := smoothing_status(subject):
+        print(status)
     print(table(result.rows()))
     for further in result.tables():
         print(f"\n{further}")
-    print(f"\ntime      {seconds:.1f} s{'' if fresh else ' (already in the run file; --restart computes it anew)'}")
+    stored = "" if outcome.fresh else " (already in the run file; --restart computes it anew)"
+    print(f"\ntime      {outcome.seconds:.1f} s{stored}")
     print(f"run file  {out}")
     for figure in figures:
         print(f"figure    {figure}")
 
 
+def content(outcome: Outcome) -> dict[str, Any]:
+    """What the JSON says of an analysis."""
+    result = outcome.result
+    return {
+        result.analysis: plain(result),
+        "config": result.config,
+        "subject": result.subject or {},
+        "seconds": outcome.seconds,
+    }
+
+
 def describe(subject: Mapping[str, Any]) -> str:
     """What the numbers are of, in one line."""
-    name = Path(str(subject["checkpoint"])).stem
+    images = f"{subject['images']:,} images of {subject['data']}"
+    return f"{checkpoint_name(subject)} ({subject['model']}): {images}, {setting(subject)}"
+
+
+def setting(subject: Mapping[str, Any]) -> str:
+    """What all analyses of a command have in common."""
     return (
-        f"{name} ({subject['model']}): {subject['images']:,} images of {subject['data']}, {subject['mode']} mode, "
-        f"weight decay {subject['weight_decay']:g}, {subject['dtype']} on {subject['device']}, seed {subject['seed']}"
+        f"{subject['mode']} mode, weight decay {subject['weight_decay']:g}, "
+        f"{subject['dtype']} on {subject['device']}, seed {subject['seed']}"
     )
+
+
+def smoothing_status(subject: Mapping[str, Any]) -> str:
+    """Which smoothing operator a network that has one was run with; empty for others."""
+    if "smoothing" not in str(subject["model"]):
+        return ""
+    from ext import status
+
+    return status()
 
 
 def table(rows: Sequence[Row]) -> str:

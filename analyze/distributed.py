@@ -70,6 +70,13 @@ class World:
         """
         return value
 
+    def everywhere(self, what: str) -> bool:
+        """Whether all processes come here, within `GRACE` seconds, because of the same `what`.
+
+        Where they all met the same error, at the same point, they can go on with something else.
+        """
+        return True
+
     def share_out(self, items: Sequence[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
         """Spread independent pieces of work: whoever is free takes the next item; a slow process holds nobody up.
 
@@ -85,6 +92,19 @@ class World:
         """
         for item in items:
             yield item, work(item)
+
+    def share_out_in_order(self, items: Sequence[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        """As `share_out`, but process 0 yields in the order of `items`; what is done early waits in its memory.
+
+        So what is added up from the results has the same bits whoever did which item, and when.
+        """
+        early: dict[int, R] = {}
+        following = 0
+        for (number, _), result in self.share_out(list(enumerate(items)), lambda numbered: work(numbered[1])):
+            early[number] = result
+            while following in early:
+                yield items[following], early.pop(following)
+                following += 1
 
 
 ALONE = World()
@@ -207,6 +227,17 @@ class _Group(World):
         content = content or bytearray(int(length))
         self._together(dist.broadcast, torch.frombuffer(content, dtype=torch.uint8), 0)
         return pickle.loads(content) if self.rank else value
+
+    def everywhere(self, what: str) -> bool:
+        deadline = time.monotonic() + GRACE
+        key = f"everywhere/{what}"
+        here = self._store.add(key, 1)
+        while here < self.size and time.monotonic() < deadline:
+            if self._wait("ended" if self.rank else "failed", 0):
+                return False
+            time.sleep(0.02)
+            here = self._store.add(key, 0)
+        return here >= self.size and not self._wait("failed", 0)
 
     def share_out(self, items: Sequence[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
         self._shares += 1

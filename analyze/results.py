@@ -35,6 +35,77 @@ class Row(NamedTuple):
     remark: str
 
 
+GROUPS = 64
+"""Image number i belongs to group i % GROUPS: what is kept of each group stays small however many images there are."""
+
+
+def group_of(first: int, count: int) -> np.ndarray:
+    """(count,) groups of the images numbered first, first + 1, ..."""
+    return np.arange(first, first + count) % GROUPS
+
+
+class Quantity(NamedTuple):
+    """A number in which run files can be compared."""
+
+    name: str
+    """`quantity`, or `heading: row` for one of many under a heading, such as `model variance: layer1.0`."""
+    value: float
+    error: float | None
+    """Standard error, or another bound on the error; None or NaN if there is none."""
+    samples: np.ndarray | None = None
+    """(G,) the same number from the g-th group of images alone (or probe, or mini-batch), NaN where it has none; or
+    jackknife pseudo-values where that number means nothing for so few images."""
+    weights: np.ndarray | None = None
+    """(G,) images in each group; None if all weigh the same."""
+
+
+def difference(a: Quantity, b: Quantity, paired: bool) -> tuple[float, float]:
+    r"""How much larger b is than a, and the standard error of that.
+
+    .. math:: d = b - a, \quad
+        s^2 = \frac{G}{G-1} \sum_g \left[ \frac{w^b_g (b_g - \bar b)}{W^b} - \frac{w^a_g (a_g - \bar a)}{W^a} \right]^2
+
+    with the samples of the same G groups, their weights w, sum W and weighted mean. Where both have the same weights
+    this is :math:`s^2 = \frac{G}{G-1} \sum_g w_g^2 (d_g - \bar d)^2 / W^2`. Where one of them has more samples (more
+    probes, say), those count that both have, and d is the difference of their means.
+
+    Args:
+        a: The reference.
+        b: What is compared with it.
+        paired: Whether the g-th samples of both are of the same images; if not, or if one has no samples, the errors
+            add up as of independent numbers.
+
+    Returns:
+        d, and s: NaN where it isn't known.
+    """
+    value = b.value - a.value
+    if not paired or a.samples is None or b.samples is None:
+        errors = [math.nan if quantity.error is None else quantity.error for quantity in (a, b)]
+        return value, math.hypot(*errors)
+    count = min(len(a.samples), len(b.samples))
+    (mean_a, influence_a, held_a), (mean_b, influence_b, held_b) = (_influence(quantity, count) for quantity in (a, b))
+    if len(a.samples) != len(b.samples):
+        value = mean_b - mean_a
+    groups = int((held_a | held_b).sum())
+    if groups < 2:
+        return value, math.nan
+    squares = float(((influence_b - influence_a) ** 2).sum())
+    return value, math.sqrt(squares * groups / (groups - 1))
+
+
+def _influence(quantity: Quantity, count: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Weighted mean of the first samples, what each adds to it beyond its share, and which there are."""
+    assert quantity.samples is not None
+    samples = np.asarray(quantity.samples, dtype=np.float64)[:count]
+    weights = np.ones(count) if quantity.weights is None else np.asarray(quantity.weights, dtype=np.float64)[:count]
+    held = np.isfinite(samples) & (weights > 0)
+    if not held.any():
+        return math.nan, np.zeros(count), held
+    weights, samples = np.where(held, weights, 0.0), np.where(held, samples, 0.0)
+    mean = float((weights * samples).sum() / weights.sum())
+    return mean, weights * (samples - mean) / weights.sum(), held
+
+
 class AnalysisResult:
     """Base of every `Result`: a frozen dataclass of arrays that knows what it is of."""
 
@@ -114,6 +185,35 @@ class AnalysisResult:
         """Further tables that the command prints as they are."""
         return []
 
+    def quantities(self) -> list[Quantity]:
+        """The numbers in which run files are compared, told apart by their names."""
+        return []
+
+    def against(self: Self, reference: Self, paired: bool) -> list[Quantity]:
+        """Further numbers, that have a meaning only beside a reference result, such as a mean corruption error.
+
+        Args:
+            reference: A result of the same analysis.
+            paired: Whether both are of the same images.
+        """
+        return []
+
+    def pairing(self) -> str:
+        """What two results must agree in for their samples to be of the same images, by number."""
+        subject = self.subject or {}
+        return json.dumps([subject.get(key) for key in ("data_sha256", "images", "batch_size", "seed")])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    )
+
 
 def identity(subject: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Root attributes of the run file that a subject's results go to."""
@@ -121,6 +221,12 @@ def identity(subject: Mapping[str, Any]) -> dict[str, str | int | float]:
         key: value if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
         for key, value in subject.items()
     }
+
+
+def checkpoint_name(subject: Mapping[str, Any]) -> str:
+    """What the checkpoint, or an ensemble of several, is called in tables and files."""
+    name = str(subject["checkpoint"])
+    return name if "members" in subject else Path(name).stem
 
 
 def plain(value: Any, longest: int = 100) -> Any:

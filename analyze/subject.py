@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,39 +19,17 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from analyze.batches import Batch, Batches, as_batches
 from data_cache import ImageData, InputError, augment, normalize
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.devices import pick_device
+from models.ensemble import Ensemble, check_members, ensemble_name, mean_log_probability
 from models.randomness import derived_seed, fixed_randomness
 from models.recorded import recorded_data
 
-Batch = tuple[Tensor, Tensor]
-KEEP_BYTES = 2 * 2**30
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The `(x, y)` batches that every analysis sees: the same ones, in the same order, at every pass."""
-
-    source: Iterable[Batch]
-    """Gives fresh iterators over the same batches."""
-    images: int
-    batch_size: int
-    """Images in the first batch, the largest of `ImageData`."""
-    spec: str
-    """What they are, for reports: `fashion_mnist:test` or `user data`."""
-    sha256: str
-    """Of what identifies them."""
-    device: torch.device
-    dtype: torch.dtype
-
-    def __iter__(self) -> Iterator[Batch]:
-        for x, y in self.source:
-            yield self._place(x), self._place(y)
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.to(self.device, dtype)
+Normalization = tuple[Sequence[float], Sequence[float]]
+FEW = 8
+"""Images that are enough to see whether two passes differ."""
 
 
 class Subject:
@@ -78,6 +57,8 @@ class Subject:
         device: `auto`, `cpu`, `cuda[:i]`, or None for the model's own.
         dtype: Floating dtype of weights and images, or None for the model's own.
         limit: Use at most this many images.
+        normalization: (mean, std), each a number for each channel, that an iterable's images were normalised with;
+            `ImageData` knows its own.
 
     Raises:
         InputError: Data that is empty, too large to keep, or does not fit the model.
@@ -96,6 +77,7 @@ class Subject:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         limit: int | None = None,
+        normalization: Normalization | None = None,
     ):
         if mode not in ("eval", "train"):
             raise InputError(f"mode must be eval or train, not {mode!r}.")
@@ -119,19 +101,23 @@ class Subject:
         self.weight_decay = float(weight_decay)
         self.mode = mode
         self.seed = int(seed)
-        self.data = _as_batches(data, batch_size, limit, self.device, self.dtype)
+        self.data = as_batches(data, batch_size, limit, self.device, self.dtype)
         self._whole = data.to(self.device) if isinstance(data, ImageData) else None
+        self._normalization = _checked_normalization(normalization, data)
+        self._batch_size = batch_size
+        self._recorded: Checkpoint | None = None
         self._loaded: dict[str, Any] = {}
         self._loaded_state = ""
 
     @classmethod
     def load(
         cls,
-        ckpt: str | Path,
+        ckpt: str | Path | Sequence[str | Path],
         *,
         model: str | None = None,
         model_args: Mapping[str, Any] | None = None,
         data: str | ImageData | Iterable[Batch] | None = None,
+        split: str | None = None,
         limit: int | None = None,
         batch_size: int = 128,
         weight_decay: float | None = None,
@@ -140,12 +126,13 @@ class Subject:
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> Subject:
-        """A subject from a checkpoint file, or the name of a checkpoint that ships.
+        """A subject from a checkpoint file, or the name of a checkpoint that ships, or from several: their ensemble.
 
         Args:
-            ckpt: As `models.load_checkpoint` takes it.
-            data: `NAME[:SPLIT]` (default: the training split that the checkpoint records), `ImageData`, or any
+            ckpt: As `models.load_checkpoint` takes it; several of them are the members of a deep ensemble.
+            data: `NAME[:SPLIT]` (default: the data set that the checkpoint records), `ImageData`, or any
                 iterable of batches. Images by name are normalised as the checkpoint records.
+            split: Which split of the recorded data set, where `data` is None; default: what was trained on.
             weight_decay: Default: what the checkpoint records, 0 where it records none.
             model: As in `models.load_checkpoint`.
             model_args: As in `models.load_checkpoint`.
@@ -158,16 +145,23 @@ class Subject:
 
         Raises:
             InputError: As `models.load_checkpoint`; also data that is unknown, or has labels that the model has
-                no output for.
+                no output for, and members of an ensemble that don't go with each other.
         """
-        checkpoint = load_checkpoint(ckpt, model=model, model_args=model_args)
-        recorded = checkpoint.metadata
+        names = [ckpt] if isinstance(ckpt, (str, Path)) else list(ckpt)
+        if not names:
+            raise InputError("an ensemble needs at least one checkpoint.")
+        checkpoints = [load_checkpoint(name, model=model, model_args=model_args) for name in names]
+        first = checkpoints[0]
+        images = {"mean": "", "std": ""} if data is None or isinstance(data, str) else {}
+        images |= {"dataset": "; give --data"} if data is None else {}
+        decay = {"weight_decay": "; give --weight-decay"} if weight_decay is None else {}
+        check_members(checkpoints, {"classes": "", **images, **decay})
         if data is None or isinstance(data, str):
-            data = recorded_data(checkpoint, data, recorded.get("split", "train"))
+            data = recorded_data(first, data, split or first.metadata.get("split", "train"))
         subject = cls(
-            checkpoint.model,
+            first.model if len(checkpoints) == 1 else Ensemble([checkpoint.model for checkpoint in checkpoints]),
             data,
-            weight_decay=recorded.get("weight_decay", 0.0) if weight_decay is None else weight_decay,
+            weight_decay=first.metadata.get("weight_decay", 0.0) if weight_decay is None else weight_decay,
             batch_size=batch_size,
             mode=mode,
             seed=seed,
@@ -175,14 +169,22 @@ class Subject:
             dtype=dtype,
             limit=limit,
         )
-        subject._loaded = {
-            "checkpoint": str(checkpoint.path),
-            "checkpoint_sha256": checkpoint.sha256,
-            "model": checkpoint.name,
-            "model_args": checkpoint.kwargs,
-        }
+        subject._recorded = replace(first, model=subject.model)
+        subject._loaded = _identity(checkpoints)
         subject._loaded_state = _state_sha256(subject.model)
         return subject
+
+    def on(self, data: str | None = None, *, split: str | None = None, limit: int | None = None) -> Subject:
+        """The same model and loss on other images; arguments as in `load`, which must have made this subject."""
+        if self._recorded is None:
+            raise ValueError("only a subject that was loaded from a checkpoint knows of other images")
+        recorded = self._recorded
+        images = recorded_data(recorded, data, split or recorded.metadata.get("split", "train"))
+        other = copy.copy(self)
+        other.data = as_batches(images, self._batch_size, limit, self.device, self.dtype)
+        other._whole, other._normalization = images.to(self.device), (images.mean, images.std)
+        other.__dict__.pop("normalization", None)
+        return other
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -192,6 +194,49 @@ class Subject:
         """
         named = {name: p for name, p in self.model.named_parameters() if p.is_floating_point()}
         return {name: p for name, p in named.items() if p.requires_grad} or named
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The networks whose outputs are realisations of one prediction: the ensemble's, or the model alone."""
+        return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
+
+    @cached_property
+    def stochastic(self) -> bool:
+        """Whether two Monte Carlo passes of the first few images differ in any bit."""
+        x, _ = next(iter(self.data))
+        first, second = (self.outputs(x[:FEW], 0, number) for number in (0, 1))
+        return bool(((first != second) & ~(first.isnan() & second.isnan())).any())
+
+    def passes(self, asked: int) -> int:
+        """How many Monte Carlo passes make sense: as many as asked for, but one if all of them are the same."""
+        return asked if asked > 1 and self.stochastic else 1
+
+    @cached_property
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C, 1, 1) of each channel that the images were normalised with.
+
+        Raises:
+            InputError: The data are no images (B, C, H, W), or have other channels than `normalization` has numbers.
+        """
+        x, _ = next(iter(self.data))
+        if x.dim() != 4:
+            raise InputError(f"the data are no images (B, C, H, W): a batch is {tuple(x.shape)}.")
+        channels = x.shape[1]
+        mean, std = self._normalization or ([0.0] * channels, [1.0] * channels)
+        if not len(mean) == len(std) == channels:
+            raise InputError(f"normalization has {len(mean)} means and {len(std)} stds for {channels} channels.")
+        placed = [torch.tensor(each, dtype=self.dtype, device=self.device)[:, None, None] for each in (mean, std)]
+        return placed[0], placed[1]
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images in [0, 1] of normalised ones, `x * std + mean`."""
+        mean, std = self.normalization
+        return x * std + mean
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """What the model takes of images in [0, 1], `(pixels - mean) / std`."""
+        mean, std = self.normalization
+        return (pixels - mean) / std
 
     def describe(self) -> dict[str, Any]:
         """What two results must share to be the same measurement; goes into run files as JSON.
@@ -207,8 +252,14 @@ class Subject:
                 "model": getattr(self.model, "name", type(self.model).__name__),
                 "model_args": {},
             }
+        declared = (
+            {}
+            if self._whole is not None or self._normalization is None
+            else {"normalization": [list(each) for each in self._normalization]}
+        )
         return {
             **identity,
+            **declared,
             "data": self.data.spec,
             "images": self.data.images,
             "data_sha256": self.data.sha256,
@@ -225,21 +276,26 @@ class Subject:
         """Mode, randomness and numerical flags as an analysis needs them; all as before afterwards.
 
         Gradients are on, autocast and TF32 off, attention uses the MATH kernel (the only one with second
-        derivatives), cuDNN is deterministic, and dropout draws from (seed, *counters). In train mode BatchNorm
-        neither reads nor writes running statistics, which forward-mode differentiation could not.
+        derivatives) and all its modules run one by one, cuDNN is deterministic, and dropout draws from
+        (seed, *counters). In train mode BatchNorm neither reads nor writes running statistics, which forward-mode
+        differentiation could not.
         """
         modes = [(module, module.training) for module in self.model.modules()]
+        training = self.mode == "train"
         with ExitStack() as stack:
-            stack.callback(_restore_modes, modes)
-            tracking = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-            stack.callback(_track_running_stats, tracking, True)
             stack.enter_context(_exact_arithmetic())
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(fixed_randomness(self.device, self.seed, *counters))
-            self.model.train(self.mode == "train")
-            _track_running_stats([m for m in tracking if m.training], False)
+            stack.callback(_restore_modes, modes)
+            if any(mode != training for _, mode in modes):  # to set a module's attribute takes microseconds
+                self.model.train(training)
+            tracking = [m for m, _ in modes if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+            stack.callback(_track_running_stats, tracking, True)
+            _track_running_stats(tracking, False)
             yield
 
     def batch_loss(self, parameters: Mapping[str, Tensor], batch: Batch, index: int, number: int = 0) -> Tensor:
@@ -255,15 +311,70 @@ class Subject:
         # copies: BatchNorm in train mode writes to its buffers
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with self.frozen(number, index):
-            try:
+            with _failures("the model or its loss", x):
                 value = self.loss(functional_call(self.model, {**buffers, **parameters}, (x,)), y)
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                raise InputError(
-                    f"the model or its loss failed on a batch of shape {tuple(x.shape)}: {str(error).splitlines()[0]}"
-                ) from error
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise InputError("the loss must give one number, the mean over the batch.")
             return value.reshape(())
+
+    def outputs(
+        self, x: Tensor, index: int, number: int = 0, model: nn.Module | None = None, *, gradient: bool = False
+    ) -> Tensor:
+        """What the model gives for images, without autograd unless for a gradient with respect to them.
+
+        Args:
+            x: Normalised images (B, ...) of batch `index`, or as many others as stand for them.
+            index: Which batch it is.
+            number: The Monte Carlo pass; with `index` it decides the dropout masks.
+            model: A member of the ensemble; default: the whole subject. On its own it draws the masks that the
+                first member draws in the whole.
+            gradient: Record what autograd needs for the gradient with respect to `x`, and to nothing else.
+
+        Returns:
+            The output; of several, the one called `logits`, or else the first.
+
+        Raises:
+            InputError: The model fails on these images, or gives no tensor.
+        """
+        model = self.model if model is None else model
+        with self.frozen(number, index), torch.set_grad_enabled(gradient), _failures("the model", x):
+            if self.mode == "train" or gradient:  # modules other than BatchNorm may keep statistics too
+                weights = {name: p.detach() for name, p in model.named_parameters()}
+                output = functional_call(model, {**weights, **{n: b.clone() for n, b in model.named_buffers()}}, (x,))
+            else:
+                output = model(x)
+        return _first_tensor(output)
+
+    def log_probability(self, x: Tensor, index: int, passes: int) -> Tensor:
+        r"""Logarithm of the mean probability over Monte Carlo passes 0 to S - 1, (B, classes) in float64.
+
+        .. math:: \log p = \mathrm{logsumexp}_s \log\mathrm{softmax}(z_s) - \log S
+
+        Args:
+            x: Normalised images (B, ...), as `outputs` takes them.
+            index: Which batch it is.
+            passes: S.
+
+        Raises:
+            InputError: The outputs are not (B, classes).
+        """
+        logarithms = []
+        for number in range(passes):
+            output = self.outputs(x, index, number)
+            if output.dim() != 2 or len(output) != len(x):
+                raise InputError(
+                    f"the model gives {tuple(output.shape)} for a batch of shape {tuple(x.shape)}; "
+                    "probabilities need one number for each class, (B, classes)."
+                )
+            logarithms.append(torch.log_softmax(output.double(), dim=1))
+        return mean_log_probability(logarithms)
+
+    def numbered_batches(self) -> Iterator[tuple[int, int, Batch]]:
+        """(index, number of its first image, batch), the same at each pass."""
+        first = 0
+        for index, batch in enumerate(self.data):
+            yield index, first, batch
+            first += len(batch[1])
 
     def weighted_batches(self) -> Iterator[tuple[int, float, Batch]]:
         """(index, share of all images, batch): the terms whose weighted sum is the data loss."""
@@ -310,9 +421,66 @@ class Subject:
         return part
 
 
+@contextmanager
+def _failures(what: str, x: Tensor) -> Iterator[None]:
+    """Turn whatever a model raises that doesn't fit its input into one sentence."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{what} failed on a batch of shape {tuple(x.shape)}: {reason}") from error
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """The tensor in what a model gave: itself, what is called `logits`, or the first of several."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values()), None))
+    elif isinstance(output, (tuple, list)):
+        output = getattr(output, "logits", output[0] if output else None)
+    if not isinstance(output, Tensor):
+        raise InputError(f"the model gives a {type(output).__name__}, not a tensor.")
+    return output
+
+
+def _checked_normalization(
+    normalization: Normalization | None, data: ImageData | Iterable[Batch]
+) -> Normalization | None:
+    if isinstance(data, ImageData):
+        if normalization is not None:
+            raise InputError("images by name know their normalisation; change it by their with_normalization.")
+        return data.mean, data.std
+    if normalization is None:
+        return None
+    mean, std = ([float(value) for value in each] for each in normalization)
+    if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1.0) <= 0:
+        raise InputError(f"normalization takes finite means and stds above 0, not {mean} and {std}.")
+    return mean, std
+
+
+def _identity(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """What a subject's description says of the checkpoints it was loaded from."""
+    first = checkpoints[0]
+    if len(checkpoints) == 1:
+        return {
+            "checkpoint": str(first.path),
+            "checkpoint_sha256": first.sha256,
+            "model": first.name,
+            "model_args": first.kwargs,
+        }
+    stems, hashes = [c.path.stem for c in checkpoints], [c.sha256 for c in checkpoints]
+    return {
+        "checkpoint": ensemble_name(stems),
+        "checkpoint_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "model": f"ensemble of {len(checkpoints)}: {', '.join(dict.fromkeys(c.name for c in checkpoints))}",
+        "model_args": [c.kwargs for c in checkpoints],
+        "members": hashes,
+    }
+
+
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
-        module.training = training
+        if module.training != training:
+            module.training = training
 
 
 def _track_running_stats(modules: list[_BatchNorm], track: bool) -> None:
@@ -338,55 +506,6 @@ def _exact_arithmetic() -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(flags, before, strict=True):
             setattr(owner, name, value)
-
-
-def _as_batches(
-    data: ImageData | Iterable[Batch],
-    batch_size: int,
-    limit: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Batches:
-    if isinstance(data, ImageData):
-        data = data.limit(limit) if limit else data
-        data = data.to(device)
-        return Batches(
-            data.batches(batch_size), len(data), min(batch_size, len(data)), data.spec, data.sha256(), device, dtype
-        )
-    kept = _read_once(data, limit)
-    digest = hashlib.sha256()
-    for batch in kept:
-        for tensor in batch:
-            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    images = sum(len(y) for _, y in kept)
-    return Batches(kept, images, len(kept[0][1]), "user data", digest.hexdigest(), device, dtype)
-
-
-def _read_once(data: Iterable[Batch], limit: int | None) -> list[Batch]:
-    """All batches of an iterable, kept, so that a loader that shuffles or augments is drawn from once only."""
-    kept: list[Batch] = []
-    images = held = 0
-    for batch in data:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
-            raise InputError("the data must give (x, y) pairs of tensors.")
-        x, y = batch
-        if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
-            raise InputError(f"a batch pairs x {tuple(x.shape)} with y {tuple(y.shape)}; their first sizes must agree.")
-        room = len(y) if limit is None else min(len(y), limit - images)
-        kept.append((x[:room].detach().clone(), y[:room].detach().clone()))  # the loader may reuse its buffers
-        images += room
-        held += sum(tensor.numel() * tensor.element_size() for tensor in kept[-1])
-        if held > KEEP_BYTES:
-            raise InputError(
-                f"the data is over {KEEP_BYTES >> 30} GiB, too much to keep in memory so that each pass sees the "
-                "same; give limit=, or images by name or folder."
-            )
-        if images == limit:
-            break
-    if not images:
-        raise InputError("the data holds no images.")
-    return kept
 
 
 def _state_sha256(model: nn.Module) -> str:

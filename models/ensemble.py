@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from data_cache import InputError
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
 
 
 class Ensemble(nn.Module):
@@ -32,3 +38,40 @@ class Ensemble(nn.Module):
 def mean_log_probability(log_probabilities: list[Tensor]) -> Tensor:
     """Logarithm of the mean of S probabilities given as S logarithms, each (..., classes)."""
     return torch.logsumexp(torch.stack(log_probabilities), dim=0) - math.log(len(log_probabilities))
+
+
+def check_members(checkpoints: Sequence[Checkpoint], recorded: Mapping[str, str]) -> None:
+    """Refuse checkpoints that can't be one ensemble.
+
+    Args:
+        checkpoints: The members.
+        recorded: Keys of the metadata in which they must agree, each with what to do where they don't.
+
+    Raises:
+        InputError: Two are the same file, are for another number of classes, or record something else.
+    """
+    for number, other in enumerate(checkpoints):
+        for first in checkpoints[:number]:
+            if first.sha256 == other.sha256:
+                raise InputError(
+                    f"{first.path} and {other.path} are the same network; an ensemble needs different ones."
+                )
+        first = checkpoints[0]
+        classes = [checkpoint.kwargs.get("num_classes") for checkpoint in (first, other)]
+        if None not in classes and classes[0] != classes[1]:
+            raise InputError(
+                f"{first.path} is of a network for {classes[0]} classes and {other.path} for {classes[1]}."
+            )
+        for key, advice in recorded.items():
+            values = [checkpoint.metadata.get(key) for checkpoint in (first, other)]
+            if values[0] != values[1]:
+                told = " and ".join(str(value)[:50] for value in values)
+                raise InputError(
+                    f"{first.path} and {other.path} don't go together: they record different {key} ({told}){advice}."
+                )
+
+
+def ensemble_name(names: Sequence[str]) -> str:
+    """`A+B+C`, short enough for the name of a file."""
+    joined = "+".join(names)
+    return joined if len(joined) <= 100 else f"{names[0][:80]}+{len(names) - 1}_more"

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analyze.drawing import BLUE, GREEN, GREY, MODELS, VERMILLION, model_name, new_figure, plain_axes, title
 from analyze.hessian.spec import MaxSpectrum, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe & Ito's palette: told apart with any colour vision, and in grey
-BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-MODELS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours of models that are drawn together, in their order."""
 
 
 def figures(result: Result, others: Sequence[Result] = ()) -> dict[str, Figure]:
@@ -36,14 +32,8 @@ def figures(result: Result, others: Sequence[Result] = ()) -> dict[str, Figure]:
     return drawn
 
 
-def _new_figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(6.4, height), layout="constrained")
-
-
 def _spectrum(result: Result) -> Figure:
-    fig = _new_figure(4.0)
+    fig = new_figure(4.0)
     if result.density is None:
         axes = fig.subplots()
         _draw_extremes(axes, result)
@@ -60,18 +50,11 @@ def _spectrum(result: Result) -> Figure:
 
 
 def _name(result: Result) -> str:
-    subject = result.subject or {}
-    if not subject:
-        return f"{result.parameters:,} parameters"
-    name = str(subject["checkpoint"]).rsplit("/", 1)[-1].removesuffix(".safetensors")
-    return str(subject["model"]) if name.startswith("(") else name
+    return model_name(result) or f"{result.parameters:,} parameters"
 
 
 def _title(result: Result) -> str:
-    subject = result.subject or {}
-    if not subject:
-        return _name(result)
-    return f"{_name(result)}: {subject['images']:,} images of {subject['data']}{_settings(result)}"
+    return title(result) + _settings(result) if result.subject else _name(result)
 
 
 def _settings(result: Result) -> str:
@@ -125,7 +108,7 @@ def _draw_extremes(axes: Axes, result: Result) -> None:
 
 def _max_spectrum(results: Sequence[Result]) -> Figure:
     """Kernel densities over all batches and ranks, a rug of the values, and each model's median in the legend."""
-    fig = _new_figure(3.6)
+    fig = new_figure(3.6)
     axes = fig.subplots()
     logarithmic = bool((results[0].config or {}).get("log_x"))
     shown = [(_name(result), *_positive(result.max_spectrum, logarithmic)) for result in results]
@@ -158,7 +141,7 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, title="\n".join(notes) or None, title_fontsize=8)
     fig.suptitle(f"max-eigenvalue spectrum: {_source(results[0])}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     return fig
 
 
@@ -199,7 +182,7 @@ def _blocks(result: Result) -> Figure:
     blocks, quantization = result.blocks, result.quantization
     assert blocks is not None
     panels = 2 if quantization is None else 3
-    fig = _new_figure(2.2 + 1.6 * panels)
+    fig = new_figure(2.2 + 1.6 * panels)
     axes = fig.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     depth = np.arange(len(blocks.block))
     mean, error = blocks.trace / blocks.size, blocks.trace_stderr / blocks.size
@@ -217,10 +200,10 @@ def _blocks(result: Result) -> Figure:
             axes[2].plot(np.array(where) + offset, chosen, marker, color=color, markersize=4, label=str(criterion))
         axes[2].set_yticks(quantization.bits)
         axes[2].set_ylabel("bits")
-        title = f"least cost at {quantization.mean_bits:g} bits on average, by"
-        axes[2].legend(fontsize=8, title=title, title_fontsize=8, frameon=False, ncols=2, loc="best")
+        heading = f"least cost at {quantization.mean_bits:g} bits on average, by"
+        axes[2].legend(fontsize=8, title=heading, title_fontsize=8, frameon=False, ncols=2, loc="best")
     for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
+        plain_axes(panel)
         panel.grid(axis="x", linewidth=0.3)
     axes[-1].set_xticks(depth, [str(name) for name in blocks.block], rotation=90, fontsize=6)
     axes[-1].set_xlim(-0.7, len(depth) - 0.3)
@@ -239,5 +222,5 @@ def _by_depth(axes: Axes, depth: np.ndarray, value: np.ndarray, error: np.ndarra
 
 
 def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)

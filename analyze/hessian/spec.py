@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from analyze.arrays import array
-from analyze.results import AnalysisResult, Row
+from analyze.results import AnalysisResult, Quantity, Row
 
 TITLE = "Curvature of the loss: extreme eigenvalues, trace, spectral density, max-eigenvalue spectrum, layers"
 SUBJECT_DEFAULTS = {"limit": 128}
@@ -266,6 +266,31 @@ class Result(AnalysisResult):
         rows.append(Row("noise floor", self.noise_floor, None, f"relative error of a product; {self.engine}"))
         return rows
 
+    def quantities(self) -> list[Quantity]:
+        """Eigenvalues with their residuals; estimates with a sample for each probe or mini-batch."""
+        found = [] if np.isnan(self.loss) else [Quantity("loss", self.loss, None)]
+        found += [] if np.isnan(self.loss) else [Quantity("gradient norm", self.gradient_norm, None)]
+        if (extremes := self.extremes) is not None:
+            found += _ranked("largest eigenvalues", extremes.largest, extremes.largest_residual)
+            found += _ranked("smallest eigenvalues", extremes.smallest, extremes.smallest_residual)
+        if (trace := self.trace) is not None:
+            found.append(Quantity("trace", trace.estimate, trace.stderr, trace.samples))
+        if self.density is not None:
+            found.append(_mean_of("mean squared eigenvalue", _second_moments(self.density, self.parameters)))
+        if (spectrum := self.max_spectrum) is not None:
+            found.append(_mean_of("max eigenvalue of a batch", spectrum.largest[:, 0]))
+            found.append(_mean_of("min eigenvalue of a batch", spectrum.smallest))
+            found.append(_mean_of("share below zero", (spectrum.largest < 0).mean(axis=1)))
+        if (blocks := self.blocks) is not None:
+            own = blocks.own_samples
+            for place, name in enumerate(blocks.block):
+                used = own if len(own) == len(blocks.samples) and not np.isnan(own[:, place]).any() else blocks.samples
+                value, error = float(blocks.trace[place]), float(blocks.trace_stderr[place])
+                found.append(Quantity(f"trace of a layer: {name}", value, error, used[:, place]))
+            for name, value, residual in zip(blocks.block, blocks.largest, blocks.largest_residual, strict=True):
+                found.append(Quantity(f"largest eigenvalue of a layer: {name}", float(value), float(residual)))
+        return [quantity for quantity in found if not np.isnan(quantity.value)]
+
     def incomparable(self, config: Config) -> str:
         """Why it can't be drawn beside a result of this config; empty if it can."""
         if "max-spectrum" not in config.parts:
@@ -295,16 +320,34 @@ def _extremes_rows(found: Extremes) -> list[Row]:
     return [*rows, Row("products for extremes", found.products, None, remark)]
 
 
+def _ranked(heading: str, values: np.ndarray, residuals: np.ndarray) -> list[Quantity]:
+    return [
+        Quantity(f"{heading}: {rank}", float(value), float(residual))
+        for rank, (value, residual) in enumerate(zip(values, residuals, strict=True), start=1)
+    ]
+
+
+def _mean_of(name: str, samples: np.ndarray) -> Quantity:
+    """The mean of independent samples, with its standard error."""
+    count = len(samples)
+    error = float(samples.std(ddof=1) / np.sqrt(count)) if count > 1 else np.nan
+    return Quantity(name, float(samples.mean()), error, samples)
+
+
+def _second_moments(density: Density, parameters: int) -> np.ndarray:
+    """tr(H^2) / parameters by each probe."""
+    return (density.weight * density.node**2).sum(axis=1) + (density.outlier**2).sum() / parameters
+
+
 def _second_moment(density: Density, parameters: int, config: Mapping[str, Any]) -> Row:
-    second = (density.weight * density.node**2).sum(axis=1) + (density.outlier**2).sum() / parameters
-    count = len(second)
-    error = float(second.std(ddof=1) / np.sqrt(count)) if count > 1 else np.nan
+    name, value, error, samples, _ = _mean_of("mean squared eigenvalue", _second_moments(density, parameters))
+    count = 0 if samples is None else len(samples)
     wanted = config.get("largest", 0) + config.get("smallest", 0) if config.get("deflate") else 0
     deflated = f"{len(density.outlier)} outliers deflated"
     if len(density.outlier) < wanted < parameters:
         deflated += f", {wanted - len(density.outlier)} NOT CONVERGED"
     remark = _error_of(count, f"{density.node.shape[1]} Lanczos steps, {deflated}")
-    return Row("mean squared eigenvalue", float(second.mean()), error, remark)
+    return Row(name, value, error, remark)
 
 
 def _spectrum_rows(found: MaxSpectrum) -> list[Row]:

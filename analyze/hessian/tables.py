@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analyze.hessian.spec import Blocks, Quantization
+from analyze.results import aligned
 
 # a layer without curvature has a trace of float32's rounding: 1e-7 of the products it is a part of
 _ROUNDING = 1e-6
@@ -69,17 +70,6 @@ def cost_rows(quantization: Quantization) -> list[list[str]]:
         for place, layer in enumerate(quantization.layer)
     ]
     return [head, *lines]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    )
 
 
 def warnings(blocks: Blocks) -> list[str]:

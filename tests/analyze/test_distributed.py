@@ -99,6 +99,27 @@ def test_shared_work_is_done_once_each_whatever_the_number_of_items(tmp_path):
     assert sorted(last) == [[item, item] for item in range(7)] and last[-1] == [0, 0]
 
 
+def share_in_order(folder) -> None:
+    with joined("cpu") as world:
+
+        def last(item: int) -> int:
+            """The first item is done only after all others are."""
+            while item == 0 and len(os.listdir(folder)) < 6:
+                time.sleep(0.01)
+            (folder / str(item)).touch()
+            return -item
+
+        equal_items = list(world.share_out_in_order(["same", "same"], str.upper))
+        print(json.dumps([list(world.share_out_in_order(range(7), last)), equal_items]))
+
+
+def test_ordered_work_comes_in_the_order_of_the_items_whoever_does_it_and_when(tmp_path):
+    first, second = printed(run_ranks(2, share_in_order, tmp_path))
+    assert first == [[[item, -item] for item in range(7)], [["same", "SAME"]] * 2]
+    assert second == [[], []]
+    assert list(ALONE.share_out_in_order([3, 1], str)) == [(3, "3"), (1, "1")]
+
+
 def test_a_process_of_its_own_joins_nothing(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)

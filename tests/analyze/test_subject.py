@@ -17,7 +17,7 @@ from torch import nn
 from analyze import Subject, hessian
 from analyze.hessian import HessianOperator
 from data_cache import InputError, load
-from models import get_model, save_checkpoint
+from models import Ensemble, get_model, save_checkpoint
 
 CASE = {case.name: case for case in CASES}
 
@@ -177,7 +177,7 @@ def test_generator_data_is_kept_and_limited():
 
 
 def test_data_too_large_to_keep_is_refused(monkeypatch):
-    monkeypatch.setattr("analyze.subject.KEEP_BYTES", 1000)
+    monkeypatch.setattr("analyze.batches.KEEP_BYTES", 1000)
     with pytest.raises(InputError, match="limit"):
         Subject(mlp(), [(torch.randn(50, 6), torch.zeros(50, dtype=torch.long))])
 
@@ -402,3 +402,206 @@ def test_checkpoint_trained_on_a_folder_is_enough(tmp_path):
     recorded = metadata("resnet_dnn_18", 2, width=2) | {"dataset": f"folder:{tmp_path}/pets", "split": "train"}
     save_checkpoint(path, get_model("resnet_dnn_18", 2, width=2), recorded)
     assert Subject.load(path).data.spec == f"folder:{tmp_path}/pets:train"
+
+
+# What analyses see of the outputs
+
+
+def image_data(*sizes: int, channels: int = 2) -> list:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(n, channels, 7, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_outputs_are_those_of_the_model_and_leave_all_as_it_was(awkward_model, mode):
+    subject = Subject(awkward_model, image_data(4, 4), mode=mode)
+    x, _ = next(iter(subject.data))
+    before = caller_state(awkward_model)
+    found = subject.outputs(x, 1, 2)
+    assert_same(before, caller_state(awkward_model))
+    assert not found.requires_grad
+    with subject.frozen(2, 1), torch.no_grad():
+        assert torch.equal(found, awkward_model(x))
+    assert torch.equal(found, subject.outputs(x, 1, 2))
+    assert not torch.equal(found, subject.outputs(x, 1, 3)) and not torch.equal(found, subject.outputs(x, 0, 2))
+
+
+def test_statistics_that_a_module_keeps_in_training_stay():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return super().forward(x)
+
+    model = Counting()
+    Subject(model, [(torch.randn(3, 6), torch.zeros(3, dtype=torch.long))], mode="train").outputs(torch.randn(3, 6), 0)
+    assert model.calls == 0
+
+
+def test_log_probability_is_that_of_the_mean_over_passes():
+    subject = Subject(conv_net(), image_data(4))
+    x, _ = next(iter(subject.data))
+    outputs = [subject.outputs(x, 0, number).double().numpy() for number in range(3)]
+    exponentials = [np.exp(z - z.max(1, keepdims=True)) for z in outputs]
+    mean = np.mean([e / e.sum(1, keepdims=True) for e in exponentials], axis=0)
+    found = subject.log_probability(x, 0, 3)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), np.log(mean), rtol=1e-13)
+
+
+def test_outputs_that_are_no_class_scores_are_one_sentence():
+    subject = Subject(nn.Conv2d(2, 3, 1), image_data(4))
+    x, _ = next(iter(subject.data))
+    with pytest.raises(InputError, match=r"\(4, 3, 7, 5\).*\(B, classes\)"):
+        subject.log_probability(x, 0, 1)
+
+
+def test_the_tensor_is_found_in_what_models_give():
+    class Giving(nn.Linear):
+        what: object = None
+
+        def forward(self, x):
+            return self.what(super().forward(x))
+
+    class Named(tuple):
+        logits = property(lambda self: self[1])
+
+    x = torch.randn(3, 6)
+    model = Giving(6, 3)
+    subject = Subject(model, [(x, torch.zeros(3, dtype=torch.long))])
+    Giving.what = staticmethod(lambda z: z)
+    expected = subject.outputs(x, 0)
+    for what in (
+        lambda z: (z, 2 * z), lambda z: {"aux": -z, "logits": z}, lambda z: {"out": z}, lambda z: Named((-z, z)),
+    ):  # fmt: skip
+        Giving.what = staticmethod(what)
+        assert torch.equal(subject.outputs(x, 0), expected)
+    for what in (lambda z: "text", lambda z: (), lambda z: {}):
+        Giving.what = staticmethod(what)
+        with pytest.raises(InputError, match="not a tensor"):
+            subject.outputs(x, 0)
+    Giving.what = staticmethod(lambda z: z @ z)
+    with pytest.raises(InputError, match=r"the model failed on a batch of shape \(4, 6\)"):
+        subject.outputs(torch.randn(4, 6), 0)
+
+
+def test_only_dropout_makes_a_subject_stochastic():
+    plain = Subject(nn.Sequential(nn.Dropout(0.5), mlp()), [(torch.randn(3, 6), torch.zeros(3, dtype=torch.long))])
+    assert not plain.stochastic and plain.passes(5) == 1
+    trained = Subject(plain.model, list(plain.data), mode="train")
+    assert trained.stochastic and trained.passes(5) == 5
+    assert Subject(conv_net(), image_data(4)).stochastic
+    with torch.no_grad():
+        plain.model[1][1].weight.fill_(torch.nan)
+    assert not Subject(plain.model, list(plain.data)).stochastic
+
+
+def test_batches_are_numbered_by_index_and_first_image():
+    subject = Subject(conv_net(), image_data(4, 3, 2))
+    for _ in range(2):
+        found = [(index, first, len(y)) for index, first, (_, y) in subject.numbered_batches()]
+        assert found == [(0, 0, 4), (1, 4, 3), (2, 7, 2)]
+
+
+def test_pixels_are_the_images_before_normalisation():
+    data = load("fashion_mnist:test").with_normalization([0.1, 0.2, 0.3], [0.5, 0.25, 0.125])
+    subject = Subject(conv_net_3(), data, limit=5)
+    x, _ = next(iter(subject.data))
+    mean, std = subject.normalization
+    assert mean.shape == std.shape == (3, 1, 1) and mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    expected = data.limit(5).read(np.arange(5))[0].float() / 255
+    torch.testing.assert_close(subject.pixels(x), expected, rtol=0, atol=2e-7)  # two roundings of numbers up to 1
+    torch.testing.assert_close(subject.normalized(subject.pixels(x)), x, rtol=0, atol=2e-6)
+
+
+def test_normalisation_of_an_iterable_is_told_or_none():
+    subject = Subject(conv_net(), image_data(3))
+    x, _ = next(iter(subject.data))
+    assert torch.equal(subject.pixels(x), x) and torch.equal(subject.normalized(x), x)
+    told = Subject(conv_net(), image_data(3), normalization=([0.5, 0.25], [2.0, 4.0]))
+    expected = x * torch.tensor([2.0, 4.0])[:, None, None] + torch.tensor([0.5, 0.25])[:, None, None]
+    assert torch.equal(told.pixels(x), expected)
+    assert told.describe() != subject.describe()
+
+
+@pytest.mark.parametrize(
+    ("normalization", "data", "words"),
+    [(([0.5], [1.0]), image_data(3), "1 means and 1 stds for 2 channels"),
+     (([0.5, 0.5], [0.0, 1.0]), image_data(3), "above 0"),
+     (([float("nan")] * 2, [1.0] * 2), image_data(3), "finite"),
+     (None, [(torch.randn(3, 6), torch.zeros(3, dtype=torch.long))], r"\(3, 6\)")],
+)  # fmt: skip
+def test_normalisation_that_does_not_fit_is_one_sentence(normalization, data, words):
+    with pytest.raises(InputError, match=words) as caught:
+        Subject(conv_net(), data, normalization=normalization).normalization  # noqa: B018
+    assert "\n" not in str(caught.value)
+
+
+# Ensembles
+
+
+@pytest.fixture
+def members(tmp_path):
+    """Two checkpoints of one architecture, not trained."""
+    files = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = get_model("resnet_dnn_18", 10, width=2)
+        files.append(tmp_path / f"{'AB'[seed]}.safetensors")
+        save_checkpoint(files[-1], model, metadata("resnet_dnn_18", width=2))
+    return files
+
+
+def test_several_checkpoints_are_an_ensemble(members):
+    subject = Subject.load(members, limit=6)
+    alone = [Subject.load(file, limit=6) for file in members]
+    assert isinstance(subject.model, Ensemble) and [len(s.members) for s in (subject, *alone)] == [2, 1, 1]
+    x, _ = next(iter(subject.data))
+    for member, single in zip(subject.members, alone, strict=True):
+        assert torch.equal(subject.outputs(x, 0, model=member), single.outputs(x, 0))
+    assert subject.describe()["data_sha256"] == alone[0].describe()["data_sha256"]
+    # members compute in float32, their mean is taken in it too
+    mean = torch.stack([single.log_probability(x, 0, 1).exp() for single in alone]).mean(0)
+    torch.testing.assert_close(subject.log_probability(x, 0, 1).exp(), mean, rtol=1e-5, atol=1e-7)
+    assert not subject.stochastic
+
+
+def test_description_of_an_ensemble_names_all_members(members):
+    described = Subject.load(members, limit=6).describe()
+    assert described["checkpoint"] == "A+B" and described["model"] == "ensemble of 2: resnet_dnn_18"
+    singles = [Subject.load(file, limit=6).describe()["checkpoint_sha256"] for file in members]
+    assert described["members"] == singles and described["checkpoint_sha256"] not in singles
+    assert Subject.load(members[::-1], limit=6).describe()["checkpoint_sha256"] != described["checkpoint_sha256"]
+    assert Subject.load(members[:1], limit=6).describe() == Subject.load(members[0], limit=6).describe()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"mean": [0.5] * 3}, "mean"), ({"dataset": "cifar10"}, "--data"), ({"weight_decay": 0.0}, "--weight-decay"),
+     ({"classes": ["a"] * 10}, "classes")],
+)  # fmt: skip
+def test_members_that_do_not_go_together_are_one_sentence(members, change, words):
+    save_checkpoint(members[1], get_model("resnet_dnn_18", 10, width=2), metadata("resnet_dnn_18", width=2) | change)
+    with pytest.raises(InputError, match=words) as caught:
+        Subject.load(members)
+    assert "\n" not in str(caught.value) and "A.safetensors" in str(caught.value)
+
+
+def test_members_of_other_class_counts_are_one_sentence(members, tmp_path):
+    save_checkpoint(members[1], get_model("resnet_dnn_18", 5, width=2), metadata("resnet_dnn_18", 5, width=2))
+    with pytest.raises(InputError, match="10 classes and .* for 5"):
+        Subject.load(members)
+    with pytest.raises(InputError, match="at least one"):
+        Subject.load([])
+
+
+def test_split_of_the_recorded_data_can_be_chosen(members):
+    assert Subject.load(members[0], limit=4, split="test").data.spec == "fashion_mnist:test"
+    assert Subject.load(members[0], limit=4, split="test", data="fashion_mnist").data.spec == "fashion_mnist:train"
