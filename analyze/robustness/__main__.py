@@ -1,0 +1,5 @@
+"""`python -m analyze.robustness --ckpt ...`."""
+
+from analyze.cli import main
+
+main("robustness")
