@@ -42,6 +42,8 @@ format: $(STAMP)
 bench: ext
 	$(BIN)/python tests/benchmarks/hessian.py
 	$(BIN)/python tests/benchmarks/smoothing.py
+	$(BIN)/python tests/benchmarks/features.py
+	$(BIN)/python tests/benchmarks/robustness.py
 
 # the network of 11 million parameters, apart because it takes as long as all the others
 bench-large: $(STAMP)
