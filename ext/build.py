@@ -21,7 +21,7 @@ CPU_FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-march=native", "-mprefer-vector-width=512"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"),
 )
-CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler=-fPIC")
+CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0")
 
 
 def folder() -> Path:

@@ -35,7 +35,7 @@ at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& factor, con
                 static_cast<int>(order),
                 temperature};
   const auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  C10_CUDA_CHECK(gradient ? launch_adjoint(map, stream) : launch_smooth(map, stream));
+  C10_CUDA_CHECK(launch(map, stream));
   return all.result;
 }
 
