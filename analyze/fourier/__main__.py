@@ -1,0 +1,5 @@
+"""`python -m analyze.fourier --ckpt ...`."""
+
+from analyze.cli import main
+
+main("fourier")

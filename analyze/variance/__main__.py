@@ -1,0 +1,5 @@
+"""`python -m analyze.variance --ckpt ...`."""
+
+from analyze.cli import main
+
+main("variance")
