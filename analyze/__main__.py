@@ -1,0 +1,5 @@
+"""`python -m analyze --ckpt ...`."""
+
+from analyze.suite import main
+
+main()
