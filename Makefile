@@ -27,8 +27,9 @@ demo: $(STAMP)
 ext: $(STAMP)
 	$(BIN)/python -m ext
 
+# each worker with one thread: most tests are too small for two
 test: ext
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ class Shared:
     limit: int | None = None
     """Use this many images, evenly spaced over the split; 0 for all of them."""
     batch_size: int = 128
-    """Images in a batch; changes rounding and memory only."""
+    """Images in a batch; changes rounding and memory only, and the masks of dropout, which belong to a batch."""
     weight_decay: float | None = None
     """Adds (weight_decay / 2) ||w||^2 to the loss; default: what the checkpoint records."""
     mode: Literal["eval", "train"] = "eval"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import models
 from ext import smoothing
 
 SHAPES = ((128, 64, 32, 32), (128, 128, 16, 16), (128, 256, 8, 8), (128, 512, 4, 4), (256, 64, 56, 56))
+WIDTHS = (64, 16)
+"""Of the whole network: the paper's, and that of the shipped checkpoints."""
 Smoothing = Callable[[Tensor], Tensor]
 Task = Callable[[], object]
 
@@ -61,7 +64,12 @@ def double_backward(f: Smoothing, x: Tensor, g: Tensor) -> Task:
 
 
 def hessian_product(f: Smoothing, x: Tensor, g: Tensor) -> Task:
-    return lambda: jvp(grad(lambda x: (f(x) * g).sum()), (x,), (x,))[1]
+    return lambda: product(f, x, g)
+
+
+def product(f: Smoothing, x: Tensor, g: Tensor) -> Tensor:
+    """Forward over reverse, of a function that needs value, gradient and both tangents of f."""
+    return jvp(grad(lambda x: (f(x) - g).square().sum()), (x,), (x,))[1]
 
 
 PASSES = {
@@ -77,8 +85,8 @@ def contestants(name: str, x: Tensor, g: Tensor) -> dict[str, Task]:
     make = PASSES[name]
     tasks = {"eager": make(smoothing.eager, x, g), "fused": make(ext.smooth, x, g), "copy": x.clone}
     if make is hessian_product:
-        product = torch.compile(lambda x, g: jvp(grad(lambda x: (smoothing.eager(x) * g).sum()), (x,), (x,))[1])
-        tasks["compiled"] = lambda: product(x, g)
+        compiled = torch.compile(functools.partial(product, smoothing.eager))
+        tasks["compiled"] = lambda: compiled(x, g)
     elif make is not double_backward:
         tasks["compiled"] = make(torch.compile(smoothing.eager), x, g)
     return tasks
@@ -101,11 +109,11 @@ def operator(config: Config) -> list[dict]:
     return rows
 
 
-def network(config: Config) -> dict:
+def network(config: Config, width: int) -> dict:
     """A whole network of the zoo, on both paths."""
     torch.manual_seed(0)
-    model = models.get_model("resnet_mcdo_smoothing_18").to(config.device).eval()
-    images = 4 if config.quick else 32
+    model = models.get_model("resnet_mcdo_smoothing_18", width=width).to(config.device).eval()
+    images = 4 if config.quick else 128
     x, y = torch.randn(images, 3, 32, 32, device=config.device), torch.arange(images, device=config.device) % 10
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
 
@@ -137,7 +145,7 @@ def network(config: Config) -> dict:
         name: side_by_side({"eager": on(frozenset(), task), "fused": on(served, task)}, 3 if config.quick else 7)
         for name, task in passes.items()
     }
-    return {"model": "resnet_mcdo_smoothing_18", "images": images, "seconds": seconds}
+    return {"model": "resnet_mcdo_smoothing_18", "width": width, "images": images, "seconds": seconds}
 
 
 def row_of(row: dict) -> list[str]:
@@ -152,21 +160,23 @@ def table(content: dict) -> str:
     """The results in Markdown."""
     header = ["shape", "pass", "eager (ms)", "compiled (ms)", "fused (ms)", "copy of x (ms)"]
     header += ["eager / fused", "compiled / fused"]
-    passes = content["network"]["seconds"].items()
     whole = [
         [
+            str(network["width"]),
             name,
             *(f"{1e3 * seconds[path]:.0f}" for path in ("eager", "fused")),
             f"{seconds['eager'] / seconds['fused']:.2f}",
         ]
-        for name, seconds in passes
+        for network in content["networks"]
+        for name, seconds in network["seconds"].items()
     ]
     title = f"Smoothing operator, {content['dtype']}, {content['status']}"
-    images = f"{content['network']['model']}, {content['network']['images']} images"
+    images = f"{content['networks'][0]['model']}, {content['networks'][0]['images']} images"
+    columns = ["width", "pass", "eager (ms)", "fused (ms)", "eager / fused"]
     return "\n\n".join(
         [
             titled(title, content, markdown(header, [row_of(row) for row in content["operator"]])),
-            titled(images, content, markdown(["pass", "eager (ms)", "fused (ms)", "eager / fused"], whole)),
+            titled(images, content, markdown(columns, whole)),
         ]
     )
 
@@ -176,7 +186,7 @@ def main(config: Config) -> None:
     if config.device.split(":")[0] not in smoothing.DEVICES:
         raise SystemExit(f"{ext.status()}: build it first, with python -m ext")
     content = {"machine": describe(), "status": ext.status(), "dtype": "float32"}
-    content |= {"operator": operator(config), "network": network(config)}
+    content |= {"operator": operator(config), "networks": [network(config, width) for width in WIDTHS]}
     if not config.quick:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(content, indent=2) + "\n")
