@@ -26,10 +26,8 @@ CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0")
 
 def folder() -> Path:
     """Where the libraries of these sources, this torch and this kind of processor belong."""
-    cache = os.environ.get("LANDSCOPE_CACHE")
-    if cache is None:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landscope")
-    return Path(cache) / "ext" / _key()
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "landscope"
+    return Path(os.environ.get("LANDSCOPE_CACHE") or user).expanduser().absolute() / "ext" / _key()
 
 
 def library(device: str) -> Path:
@@ -61,11 +59,9 @@ def build(log: Callable[[str], None] = print, *, devices: Sequence[str] = ("cpu"
 
 def find_nvcc() -> str | None:
     """The CUDA compiler: in $CUDA_HOME, on the path, or from the pip package nvidia-cuda-nvcc beside torch."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home:
-        return shutil.which("nvcc", path=f"{home}/bin")
-    packaged = os.pathsep.join(str(home / "bin") for home in _packages())
-    return shutil.which("nvcc") or (shutil.which("nvcc", path=packaged) if packaged else None)
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [f"{home}/bin" for home in homes] + [os.environ.get("PATH", os.defpath)]
+    return shutil.which("nvcc", path=os.pathsep.join([*places, *(f"{home}/bin" for home in _packages())]))
 
 
 def _packages() -> list[Path]:
@@ -82,7 +78,10 @@ def compile_kernels(out: Path, architectures: Iterable[str]) -> None:
     nvcc = find_nvcc()
     if nvcc is None:
         raise RuntimeError("there is no nvcc in $CUDA_HOME/bin, on the path or beside torch")
+    architectures = list(architectures)
     code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    newest = max(architectures, key=int)  # and for GPUs to come, which compile it when they load it
+    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     _run([nvcc, *CUDA_FLAGS, *code, "-c", str(SOURCES / "kernels.cu"), "-o", str(out)])
 
 
@@ -92,10 +91,7 @@ def _compile_cpu(out: Path) -> None:
 
 def _compile_cuda(out: Path) -> None:
     kernels = out.with_suffix(".o")
-    architectures = list(ARCHITECTURES)
-    if torch.cuda.is_available():
-        architectures.append("{}{}".format(*torch.cuda.get_device_capability()))
-    compile_kernels(kernels, dict.fromkeys(architectures))
+    compile_kernels(kernels, dict.fromkeys([*ARCHITECTURES, *_gpu()]))
     _link(
         out, [SOURCES / "cuda.cpp", kernels], ["torch", "torch_cpu", "torch_cuda", "c10", "c10_cuda"], _cuda_headers()
     )
@@ -130,11 +126,16 @@ def _run(command: Sequence[str]) -> None:
 
 def _key() -> str:
     """Hash of all that the machine code depends on."""
-    parts = [torch.__version__, *CPU_FLAGS, *CUDA_FLAGS, platform.machine(), _processor()]
+    parts = [torch.__version__, *CPU_FLAGS, *CUDA_FLAGS, platform.machine(), _processor(), *_gpu()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _gpu() -> list[str]:
+    """The architecture of this machine's GPU, if there is one."""
+    return ["{}{}".format(*torch.cuda.get_device_capability())] if torch.cuda.is_available() else []
 
 
 def _processor() -> str:

@@ -36,18 +36,20 @@ def load() -> Loaded:
     if mode == "off":
         return Loaded(frozenset(), "eager (torch operations; LANDSCOPE_EXT=off)")
     wanted = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    devices = [device for device in wanted if build.library(device).is_file()]
-    if "cpu" not in devices:  # it has the schemas
-        if mode == "require":
-            raise RuntimeError("LANDSCOPE_EXT=require, but the smoothing operator is not built: run `python -m ext`.")
-        return Loaded(frozenset(), "eager (torch operations); `python -m ext` builds the fused one")
-    try:
-        for device in devices:
-            torch.ops.load_library(build.library(device))
-    except OSError as error:
-        if mode == "require":
-            raise RuntimeError(f"LANDSCOPE_EXT=require, but the smoothing operator does not load: {error}") from None
-        return Loaded(frozenset(), f"eager (torch operations); the fused one does not load: {error}".splitlines()[0])
-    missing = [device for device in wanted if device not in devices]
-    note = "".join(f"; eager on {device}, `python -m ext` builds it" for device in missing)
-    return Loaded(frozenset(devices), f"fused ({' and '.join(devices)}){note}")
+    failures = {}
+    for device in wanted:
+        if "cpu" not in failures:  # it has the schemas
+            try:
+                torch.ops.load_library(build.library(device))
+            except OSError as error:
+                missing = not build.library(device).is_file()
+                failures[device] = "is not built: run `python -m ext`" if missing else f"does not load: {error}"
+    if failures and mode == "require":
+        raise RuntimeError(
+            f"LANDSCOPE_EXT=require, but the smoothing operator for {' and '.join(failures)} {[*failures.values()][0]}."
+        )
+    if "cpu" in failures:
+        return Loaded(frozenset(), f"eager (torch operations); the fused one {failures['cpu']}".splitlines()[0])
+    devices = [device for device in wanted if device not in failures]
+    note = "".join(f"; eager on {device}, where it {failure}" for device, failure in failures.items())
+    return Loaded(frozenset(devices), f"fused ({' and '.join(devices)}){note}".splitlines()[0])

@@ -29,14 +29,20 @@ def smooth(x: Tensor, temperature: float = 10.0) -> Tensor:
 
     Returns:
         Smoothed map, (N, C, H + 1, W + 1), channels_last where x is.
+
+    Raises:
+        ValueError: The temperature isn't above zero.
     """
-    if x.device.type not in DEVICES or x.dtype not in DTYPES or x.dim() != 4:
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be above zero, not {temperature}")
+    if x.device.type not in DEVICES or x.dtype not in DTYPES or x.dim() != 4 or torch.jit.is_tracing():
         return eager(x, temperature)
-    if not torch.compiler.is_compiling():
+    differentiated = _transformed() or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():
+        return eager(x, temperature) if differentiated else REGISTERED.smooth(x, None, 0, temperature)
+    if differentiated or (x.requires_grad and torch.is_grad_enabled()):
         return fused.Smooth.apply(x, None, 0, temperature)
-    if _transformed() or forward_ad._current_level >= 0:
-        return eager(x, temperature)
-    return REGISTERED.smooth(x, None, 0, temperature)
+    return torch.ops.landscope.smooth.default(x, None, 0, temperature)
 
 
 @torch.compiler.assume_constant_result  # graphs are guarded by the transforms they were traced in

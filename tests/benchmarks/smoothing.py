@@ -36,8 +36,8 @@ class Config:
     """Turns of each contestant; medians are reported."""
     quick: bool = False
     """A sixteenth of the batch and three rounds, to see that all parts work."""
-    out: Path = RESULTS / "smoothing.json"
-    """The JSON file."""
+    out: Path = RESULTS
+    """Folder for the JSON file, which is named by the device."""
 
 
 def forward(f: Smoothing, x: Tensor, g: Tensor) -> Task:
@@ -188,8 +188,8 @@ def main(config: Config) -> None:
     content = {"machine": describe(), "status": ext.status(), "dtype": "float32"}
     content |= {"operator": operator(config), "networks": [network(config, width) for width in WIDTHS]}
     if not config.quick:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(content, indent=2) + "\n")
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / f"smoothing_{config.device.split(':')[0]}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(table(content))
 
 

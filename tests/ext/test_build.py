@@ -49,7 +49,7 @@ def test_a_command_says_in_a_sentence_that_required_kernels_are_not_built(tmp_pa
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "LANDSCOPE_EXT=require, but the smoothing operator is not built" in done.stderr.splitlines()[-1]
+    assert "LANDSCOPE_EXT=require, but the smoothing operator for cpu is not built" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

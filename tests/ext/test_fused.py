@@ -108,6 +108,22 @@ def samples():
         yield "smooth_adjoint", (a, random_map(2, 3, 4, 5, seed=2).requires_grad_(), g.clone().requires_grad_(), 2, 3.0)
 
 
+def tangent_sample():
+    shapes = (2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 5, 6), (2, 3, 5, 6)
+    return *(random_map(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)), 3.0
+
+
+def test_the_tangent_of_the_backward_passes_gradcheck():
+    apply, arguments = fused.AdjointTangent.apply, tangent_sample()
+    assert torch.autograd.gradcheck(apply, arguments, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(apply, arguments)
+
+
+def test_the_operator_for_the_tangent_has_a_fake_kernel():
+    plain = [part.detach() if isinstance(part, torch.Tensor) else part for part in tangent_sample()]
+    opcheck(torch.ops.landscope.smooth_adjoint_tangent.default, plain)
+
+
 @pytest.mark.parametrize("case", range(8))
 def test_opcheck(case):
     name, arguments = list(samples())[case]
@@ -204,6 +220,14 @@ def test_compiled_graphs_hold_the_operator_also_in_training():
     assert "landscope.smooth.default" in seen
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inductor_compiles_it_with_gradients(layout):
+    x = random_map(2, 3, 4, 5, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_()
+    (actual,) = torch.autograd.grad(torch.compile(lambda x: ext.smooth(2 * x).square().sum(), fullgraph=True)(x), x)
+    (expected,) = torch.autograd.grad(smoothing.eager(2 * x).square().sum(), x)
+    close(actual, expected, eps=32)
+
+
 def test_autocast_keeps_the_dtype_that_arrives():
     x = random_map(2, 3, 4, 5, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -214,16 +238,32 @@ def test_autocast_keeps_the_dtype_that_arrives():
     assert x.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_change_nothing(threads):
+def test_threads_change_no_bit():
     x = random_map(40, 16, 15, 15, dtype=torch.float32)
-    before = torch.get_num_threads()
+    before, results = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(threads)
-        actual = ext.smooth(x)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(derivatives(ext.smooth, x))
     finally:
         torch.set_num_threads(before)
-    close(actual, smoothing.eager(x))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_small_maps_without_gradients_skip_autograd_and_traced_networks_can_be_saved(tmp_path, monkeypatch):
+    x = random_map(1, 2, 4, 4)
+    with torch.no_grad():
+        monkeypatch.setattr(fused.Smooth, "apply", None)
+        close(ext.smooth(x), smoothing.eager(x))
+    torch.jit.trace(ext.smooth, x).save(str(tmp_path / "traced.pt"))
+    close(torch.jit.load(tmp_path / "traced.pt")(x), smoothing.eager(x))
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, float("nan")])
+def test_a_temperature_must_be_positive_on_every_path(path, temperature):
+    with pytest.raises(ValueError, match="above zero"):
+        ext.smooth(torch.zeros(1, 1, 2, 2), temperature)
 
 
 def test_a_wrong_argument_is_named():
