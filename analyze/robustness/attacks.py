@@ -20,7 +20,6 @@ from torch import Tensor
 from analyze.distributed import ALONE, World
 from analyze.frequencies import Rings, band_mask
 from analyze.results import Progress, silent
-from analyze.robustness.pictures import check_range
 from analyze.robustness.predictions import Outcome, Pictures, Predictor, binomial_stderr
 from analyze.robustness.spec import Adversarial, Config
 from analyze.subject import Subject
@@ -194,28 +193,26 @@ class Attack:
 
     FGSM is the one step of Goodfellow et al. 2015 (in the L2 ball, along the gradient), whatever it does: the
     furthest point of the ball that the gradient points to. PGD (Madry et al. 2018) projects each step onto the ball
-    around the image as it is, and keeps for each image the worst of the image as it is, the start and all steps:
-    a wrong one before a right one, then the highest negative log-likelihood. So an image that is wrong as it is
-    stays wrong under PGD, and more steps along the same way are never weaker.
+    around the image as it is. Of a network without randomness it keeps for each image the worst of the image as it
+    is, the start and all steps: a wrong one before a right one, then the highest negative log-likelihood. So an image
+    that is wrong as it is stays wrong, and more steps along the same way are never weaker. Of a network with
+    randomness it keeps the last step: the worst would be the one whose masks happened to do worst.
+
+    Raises:
+        InputError: No frequency of the images lies in the config's band.
     """
 
     def __init__(self, predictor: Predictor, config: Config):
         self.predictor, self.config = predictor, config
         self.subject = predictor.subject
         self.passes = self.subject.passes(config.attack_passes)
+        self.mask = None
+        if config.attack_band:
+            self.mask = _mask(*predictor.shape[1:], *config.attack_band, config.rings).to(self.subject.device)
 
     def ball(self, pictures: Pictures, norm: str, epsilon: float) -> Ball:
-        """The perturbations of a batch that the config allows.
-
-        Raises:
-            InputError: No frequency of the images lies in the config's band.
-        """
-        mask = None
-        if self.config.attack_band:
-            height, width = pictures.pixels.shape[2:]
-            low, high = self.config.attack_band
-            mask = _mask(height, width, low, high, self.config.rings).to(pictures.pixels.device)
-        return Ball(pictures.pixels, norm, epsilon, mask)  # type: ignore[arg-type]
+        """The perturbations of a batch that the config allows."""
+        return Ball(pictures.pixels, norm, epsilon, self.mask)  # type: ignore[arg-type]
 
     def fgsm(self, pictures: Pictures, ball: Ball) -> tuple[Tensor, Tensor]:
         """The attacked pixels, and for which images (B,) there was no gradient."""
@@ -227,23 +224,21 @@ class Attack:
         config, index, labels = self.config, pictures.index, pictures.labels
         length = config.pgd_step * ball.epsilon / config.pgd_steps
         d = ball.random(self._generators(pictures)) if config.random_start else torch.zeros_like(pictures.pixels)
-        worst = _Worst(pictures.pixels, self.predictor.clean[index].to(labels.device), labels)
+        random = self.subject.stochastic
+        worst = None if random else _Worst(pictures.pixels, self.predictor.clean[index].to(labels.device), labels)
         blind = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         for step in range(config.pgd_steps):
             pixels = ball.moved(d)
             found = slope(self.subject, pixels, labels, index, self._numbers(step))
-            worst.offer(pixels, found.log_probability)
+            if worst is not None:
+                worst.offer(pixels, found.log_probability)
             blind = _blind(found.gradient) if step == 0 else blind
             d = ball.project(d + length * ball.direction(found.gradient))
         pixels = ball.moved(d)
-        worst.offer(pixels, self._log_probability(pixels, index, config.pgd_steps))
+        if worst is None:
+            return pixels, blind
+        worst.offer(pixels, self.predictor.log_probability(pictures, pixels))
         return worst.pixels, blind
-
-    def _log_probability(self, pixels: Tensor, index: int, step: int) -> Tensor:
-        x = self.subject.normalized(pixels)
-        numbers = self._numbers(step)
-        members = [torch.log_softmax(self.subject.outputs(x, index, number).double(), dim=1) for number in numbers]
-        return torch.logsumexp(torch.stack(members), dim=0) - np.log(len(members))
 
     def _numbers(self, step: int) -> Sequence[int]:
         """The Monte Carlo passes that a step may see: not those that judge it."""
@@ -346,7 +341,6 @@ def _label(item: Item) -> str:
 def _attacked(attack: Attack, pictures: Pictures, item: Item) -> Attacked:
     """One batch."""
     kind, norm, epsilon = item
-    check_range(float(pictures.pixels.min()), float(pictures.pixels.max()))
     ball = attack.ball(pictures, norm, epsilon)
     pixels, blind = (attack.fgsm if kind == "fgsm" else attack.pgd)(pictures, ball)
     log_probability = attack.predictor.log_probability(pictures, pixels)

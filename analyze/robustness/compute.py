@@ -72,6 +72,7 @@ class _Analysis:
     def run(self, previous: Result) -> Result:
         config, world, progress = self.config, self.world, self.progress
         self.result, self.about = previous, self.subject.describe()
+        self._refuse_early()
         if (clean := self.result.clean) is None:
             progress("clean images", 0, 1, "")
             clean = clean_of(self.predictor())
@@ -102,6 +103,13 @@ class _Analysis:
             ):
                 self._keep(corruptions=corrupted)
         return self.result.of(config, self.about)
+
+    def _refuse_early(self) -> None:
+        """InputError for what later parts can't be made of, before the first."""
+        if "adversarial" in self.config.parts:
+            attacks.Attack(self.predictor(self.config.attack_images), self.config)
+        if "corruptions" in self.config.parts:
+            corruptions.source_of(self.predictor(self.config.corruption_images), self.config)
 
     def predictor(self, images: int = 0) -> Predictor:
         """Of so many images, 0 for all of them; parts that use the same ones share it."""

@@ -78,22 +78,28 @@ def relative_errors(result: Corruptions, reference: Corruptions, *, paired: bool
 
 
 def mean_accuracies(result: Corruptions) -> list[Quantity]:
-    """Accuracy averaged over all that was computed, then over the severities of each corruption.
+    """Accuracy averaged over corruptions and severities, then over the severities of each corruption.
 
-    Samples are the same of each group of images alone, weights their numbers.
+    Of the corruptions that were computed at each severity; empty if there are none. Samples are the same of each group
+    of images alone, weights their numbers.
     """
-    parts = {"mean accuracy": slice(None)}
-    parts |= {f"accuracy under {name}": slice(row, row + 1) for row, name in enumerate(result.corruption.tolist())}
+    whole = whole_kinds(result)
+    if not len(whole):
+        return []
+    parts = [("mean accuracy", whole), *((f"accuracy under {result.corruption[row]}", [row]) for row in whole)]
     weights = result.group_images.astype(np.float64)
     quantities = []
-    for name, rows in parts.items():
-        accuracy, right = result.accuracy[rows], result.group_correct[rows]
-        here = ~np.isnan(accuracy)
+    for name, rows in parts:
         with np.errstate(invalid="ignore"):
-            samples = right[here].mean(axis=0) / weights
-        value = float(accuracy[here].mean())
+            samples = result.group_correct[rows].mean(axis=(0, 1)) / weights
+        value = float(result.accuracy[rows].mean())
         quantities.append(Quantity(name, value, _stderr(samples, weights), samples, weights))
     return quantities
+
+
+def whole_kinds(result: Corruptions) -> np.ndarray:
+    """Rows of the corruptions that were computed at each severity."""
+    return np.flatnonzero(~np.isnan(result.accuracy).any(axis=1)) if len(result.severity) else np.zeros(0, dtype=int)
 
 
 def _stderr(samples: np.ndarray, weights: np.ndarray) -> float:
@@ -126,7 +132,8 @@ def _sums(result: Corruptions, names: list[str], severities: list[int], *, leave
 
     def rate(counts: np.ndarray) -> np.ndarray:
         total, number = counts.sum(axis=-1, keepdims=True), images.sum()
-        return (total - counts) / (number - images) if leave_out else total / number
+        with np.errstate(invalid="ignore"):  # a single group leaves nothing
+            return (total - counts) / (number - images) if leave_out else total / number
 
     error = rate(wrong).sum(axis=1)
     return np.concatenate([error, error - len(severities) * rate(wrong_clean)])

@@ -11,7 +11,7 @@ import torch
 
 from analyze.distributed import ALONE, World
 from analyze.results import Progress, silent
-from analyze.robustness.pictures import SEVERITIES, check_range, corrupt
+from analyze.robustness.pictures import SEVERITIES, corrupt
 from analyze.robustness.predictions import SCORES, Outcome, Pictures, Predictor, no_scores
 from analyze.robustness.spec import CORRUPTION_NAMES, Config, Corruptions
 from data_cache import InputError
@@ -52,7 +52,7 @@ def grow(
     Raises:
         InputError: The images are not in [0, 1], or a file is missing, damaged or of other images.
     """
-    source: Source = PublishedPictures(config.cifar_c, predictor) if config.cifar_c else _computed(predictor)
+    source = source_of(predictor, config)
     wanted = _wanted(config)
     rows = {} if done is None else _rows_of(done)
     clean = predictor.clean_outcome()
@@ -76,6 +76,20 @@ def grow(
 def is_complete(done: Corruptions | None, config: Config) -> bool:
     """Whether each corruption is there at each severity."""
     return done is not None and set(_wanted(config)) <= set(_items_of(done))
+
+
+def source_of(predictor: Predictor, config: Config) -> Source:
+    """Where the corrupted pictures come from.
+
+    Raises:
+        InputError: A file that the config needs is missing, damaged, or of other images.
+    """
+    if not config.cifar_c:
+        return _computed(predictor)
+    published = PublishedPictures(config.cifar_c, predictor)
+    for name, _ in _wanted(config):
+        published.stored(name)
+    return published
 
 
 class PublishedPictures:
@@ -110,14 +124,18 @@ class PublishedPictures:
 
     def __call__(self, pictures: Pictures, levels: np.ndarray, name: str, severity: int) -> np.ndarray:
         """The corrupted pictures of a batch, uint8 (B,C,H,W)."""
+        rows = (severity - 1) * self._each + self._places(pictures)
+        return np.ascontiguousarray(self.stored(name)[rows].transpose(0, 3, 1, 2))
+
+    def stored(self, name: str) -> np.ndarray:
+        """The file of a corruption, (5 n, H, W, C), which is not read yet."""
         path = self.folder / f"{name}.npy"
-        stored = _open(path)
+        found = _open(path)
         channels, height, width = self._shape
         wanted = (len(SEVERITIES) * self._each, height, width, channels)
-        if stored.dtype != np.uint8 or stored.shape != wanted:
-            raise InputError(f"{path} holds {stored.dtype} {stored.shape}, not uint8 {wanted}.")
-        rows = (severity - 1) * self._each + self._places(pictures)
-        return np.ascontiguousarray(stored[rows].transpose(0, 3, 1, 2))
+        if found.dtype != np.uint8 or found.shape != wanted:
+            raise InputError(f"{path} holds {found.dtype} {found.shape}, not uint8 {wanted}.")
+        return found
 
     def _places(self, pictures: Pictures) -> np.ndarray:
         return pictures.numbers * self._each // self._images
@@ -142,7 +160,6 @@ def _computed(predictor: Predictor) -> Source:
 def _levels(pictures: Pictures) -> np.ndarray:
     """The pixels as uint8."""
     pixels = pictures.pixels.detach().cpu().double().numpy()
-    check_range(float(pixels.min()), float(pixels.max()))
     return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 

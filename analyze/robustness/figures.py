@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyze.drawing import GREY, MODELS, in_order, model_name, new_figure, plain_axes
-from analyze.robustness.corruption_errors import mean_accuracies
-from analyze.robustness.spec import FrequencyNoise, HeatMap, Result, noise_name
+from analyze.robustness.corruption_errors import mean_accuracies, whole_kinds
+from analyze.robustness.spec import FrequencyNoise, HeatMap, Result, noise_name, other_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,28 +25,24 @@ def figures(result: Result, others: Sequence[Result] = ()) -> dict[str, Figure]:
     """
     drawn: dict[str, Figure] = {}
     if result.frequency_noise is not None:
-        drawn[""] = _noise([result, *(other for other in others if _same_noise(result, other))])
+        drawn[""] = _noise(_alike("frequency_noise", result, others))
     if result.heat_map is not None:
-        drawn["heat_map"] = _heat_maps([result, *(other for other in others if _same_waves(result, other))])
+        drawn["heat_map"] = _heat_maps(_alike("heat_map", result, others))
     if result.adversarial is not None and len(result.adversarial.epsilon):
-        drawn["attacks"] = _attacks([result, *(other for other in others if other.adversarial is not None)])
+        drawn["attacks"] = _attacks(_alike("adversarial", result, others))
     if result.corruptions is not None and len(result.corruptions.corruption):
-        drawn["corruptions"] = _corruptions([result, *(other for other in others if other.corruptions is not None)])
+        severities = result.corruptions.severity
+        alike = _alike("corruptions", result, others)
+        drawn["corruptions"] = _corruptions(
+            [each for each in alike if np.array_equal(severities, each.corruptions.severity)]  # type: ignore[union-attr]
+        )
     return drawn
 
 
-def _same_noise(result: Result, other: Result) -> bool:
-    if result.frequency_noise is None or other.frequency_noise is None:
-        return False
-    return noise_name(result.config) == noise_name(other.config) and all(
-        np.array_equal(getattr(result.frequency_noise, edge), getattr(other.frequency_noise, edge))
-        for edge in ("band_low", "band_high")
-    )
-
-
-def _same_waves(result: Result, other: Result) -> bool:
-    ours, theirs = result.heat_map, other.heat_map
-    return ours is not None and theirs is not None and ours.sigma == theirs.sigma
+def _alike(part: str, result: Result, others: Sequence[Result]) -> list[Result]:
+    """The result, and the others that hold the part with the same options."""
+    held = [other for other in others if getattr(other, part) is not None]
+    return [result, *(other for other in held if not other_options(part, result.config, other.config))]
 
 
 def _name(result: Result, place: int = 0) -> str:
@@ -268,7 +264,8 @@ def _corruptions(results: Sequence[Result]) -> Figure:
 def _mean_over_severities(axes: Axes, result: Result, kinds: Sequence[str], place: int, count: int) -> None:
     found, color = result.corruptions, MODELS[place % len(MODELS)]
     assert found is not None
-    means = dict(zip(map(str, found.corruption), mean_accuracies(found)[1:], strict=True))
+    names = [str(found.corruption[row]) for row in whole_kinds(found)]
+    means = dict(zip(names, mean_accuracies(found)[1:], strict=True))
     rows = [kind for kind in kinds if kind in means]
     where = np.array([kinds.index(kind) for kind in rows]) + (place - (count - 1) / 2) * 0.6 / count
     error = np.array([means[kind].error for kind in rows], dtype=np.float64)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyze.results import GROUPS
+from analyze.results import GROUPS, group_of
+from analyze.robustness.pictures import check_range
 from analyze.subject import FEW, Subject
 from data_cache import InputError
 from models.metrics import Metrics
@@ -113,7 +114,11 @@ class Predictor:
         self.classes = subject.log_probability(x[:FEW], 0, 1).shape[1]
 
     def pictures(self) -> Iterator[Pictures]:
-        """The images in batches, the same at each call."""
+        """The images in batches, the same at each call.
+
+        Raises:
+            InputError: Pixels are not in [0, 1], or labels are not among the network's classes.
+        """
         place = 0
         for index, numbers, x, labels in self._batches():
             if int(labels.max()) >= self.classes or int(labels.min()) < 0:
@@ -121,8 +126,9 @@ class Predictor:
                     f"labels go from {int(labels.min())} to {int(labels.max())}, but the model gives {self.classes} "
                     "numbers."
                 )
-            groups = np.arange(place, place + len(numbers)) % GROUPS
-            yield Pictures(index, numbers, groups, self.subject.pixels(x), labels)
+            pixels = self.subject.pixels(x)
+            check_range(float(pixels.min()), float(pixels.max()))
+            yield Pictures(index, numbers, group_of(place, len(numbers)), pixels, labels)
             place += len(numbers)
 
     def log_probability(self, pictures: Pictures, pixels: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ class Predictor:
 
     def group_images(self) -> np.ndarray:
         """(GROUPS,) images in each group."""
-        return np.bincount(np.arange(self.images) % GROUPS, minlength=GROUPS)
+        return np.bincount(group_of(0, self.images), minlength=GROUPS)
 
     def _batches(self) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
         """(index, image numbers, x, labels)."""

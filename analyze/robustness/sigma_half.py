@@ -19,24 +19,29 @@ def crossing(
 
     Args:
         sigma: (S,) strengths, ascending.
-        accuracy: (S, ...) accuracy a at each.
+        accuracy: (S, ...) accuracy a at each, NaN where it was not measured: there that strength does not count.
         clean: (...) accuracy a_0 without noise.
         chance: a_c.
 
     Returns:
-        (...) the strength, NaN where it is not known; and -1 where it is below the first of `sigma`, 1 where it is
-        above the last, else 0: so also where an accuracy is NaN, or the clean one not above chance.
+        (...) the strength, NaN where it is not known; and -1 where it is below the first that was measured, 1 where it
+        is above the last, else 0: so also where none was, or the clean accuracy is not above chance.
     """
     level = (clean + chance) / 2
+    order = np.isnan(accuracy).argsort(axis=0, kind="stable")  # what was not measured goes last
+    sigma, accuracy = sigma[order], np.take_along_axis(accuracy, order, axis=0)
     fallen = accuracy <= level
     first = fallen.argmax(axis=0)
-    known = ~np.isnan(accuracy).any(axis=0) & (clean > chance)
+    known = ~np.isnan(accuracy[0]) & (clean > chance)
     crossed = fallen.any(axis=0)
     after = np.clip(first, min(1, len(sigma) - 1), None)
-    low, high = (np.take_along_axis(accuracy, place[None], axis=0)[0] for place in (after - 1, after))
+    (low, weak), (high, strong) = (
+        [np.take_along_axis(values, place[None], axis=0)[0] for values in (accuracy, sigma)]
+        for place in (after - 1, after)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         step = (low - level) / (low - high)
-        value = sigma[after - 1] * (sigma[after] / sigma[after - 1]) ** step
+        value = weak * (strong / weak) ** step
     side = np.where(crossed, np.where(first == 0, -1, 0), 1)
     return np.where(known & crossed & (first > 0), value, np.nan), np.where(known, side, 0)
 
@@ -45,7 +50,7 @@ def pseudo_values(noise: FrequencyNoise, clean: Clean) -> np.ndarray:
     """Jackknife pseudo-values of `sigma_half` that leave out one group of images each, (band, group).
 
     Their mean is `sigma_half`, and their standard error its standard error. Groups without images are left out;
-    NaN where any of the strengths is not known.
+    NaN where without one of the others it is not known.
     """
     value, _ = crossing(noise.sigma, noise.accuracy, np.array(clean.accuracy), 1 / clean.classes)
     held = clean.group_images > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -71,7 +71,8 @@ class Config:
     """Highest frequency along each axis, in periods for each image; 16 is the whole plane of a 32 x 32 image."""
 
     attacks: tuple[Literal["fgsm", "pgd"], ...] = _free(("fgsm", "pgd"))
-    """fgsm: one step along the gradient; pgd: several, of which the worst counts. More can be added later."""
+    """fgsm: one step along the gradient; pgd: several, of which the worst counts, or for a network with randomness the
+    last. More can be added later."""
     norms: tuple[Literal["linf", "l2"], ...] = _free(("linf", "l2"))
     """What bounds a perturbation: its largest pixel (linf) or its Euclidean norm over the image (l2)."""
     epsilons_linf: tuple[float, ...] = _free((1 / 255, 2 / 255, 4 / 255))
@@ -142,6 +143,23 @@ class Config:
             raise InputError(f"there is no corruption {unknown[0]!r}: name some of {', '.join(CORRUPTION_NAMES)}.")
         if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
             raise InputError(f"severities are numbers from 1 to 5, not {self.severities}.")
+
+
+def other_options(part: str, config: Mapping[str, Any] | None, reference: Mapping[str, Any] | None = None) -> list[str]:
+    """Options of a part, a field of `Result`, in which two configs differ; what they don't name has its default."""
+
+    def value(options: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+        found = (options or {}).get(name, default)
+        return list(found) if isinstance(found, tuple) else found  # as JSON gives it back
+
+    names = [
+        option.name
+        for option in fields(Config)
+        if part in option.metadata.get("parts", ())
+        and value(config, option.name, option.default) != value(reference, option.name, option.default)
+    ]
+    banded = any((options or {}).get("attack_band") for options in (config, reference))
+    return [name for name in names if name != "rings" or part != "adversarial" or banded]
 
 
 @dataclass(frozen=True)
@@ -322,6 +340,18 @@ class Result(AnalysisResult):
     adversarial: Adversarial | None = None
     corruptions: Corruptions | None = None
 
+    def __post_init__(self) -> None:
+        from data_cache import InputError
+
+        clean, noise = self.clean, self.frequency_noise
+        if noise is not None and not len(noise.sigma):
+            raise InputError("the frequency noise has no strength.")
+        if clean is not None and noise is not None and noise.group_correct.shape[-1] != len(clean.group_images):
+            raise InputError(
+                f"the images as they are come in {len(clean.group_images)} groups, but those with frequency noise in "
+                f"{noise.group_correct.shape[-1]}."
+            )
+
     def rows(self) -> list[Row]:
         """The table of the command."""
         from analyze.robustness.tables import rows
@@ -349,4 +379,8 @@ class Result(AnalysisResult):
     def incomparable(self, config: Config) -> str:
         """Why it can't be drawn beside a result of this config; empty if it can."""
         parts = [part.replace("-", "_") for part in config.parts]
-        return "" if any(getattr(self, part) is not None for part in parts) else f"it holds none of {', '.join(parts)}"
+        held = [part for part in parts if getattr(self, part) is not None]
+        if not held:
+            return f"it holds none of {', '.join(parts)}"
+        others = [other_options(part, self.config, asdict(config)) for part in held]
+        return "" if not all(others) else f"its {', '.join(dict.fromkeys(sum(others, [])))} differ"

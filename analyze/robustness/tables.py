@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from analyze.results import Quantity, Row, aligned
-from analyze.robustness.corruption_errors import mean_accuracies
+from analyze.robustness.corruption_errors import mean_accuracies, whole_kinds
 from analyze.robustness.sigma_half import pseudo_values
 from analyze.robustness.spec import (
+    CORRUPTION_NAMES,
     Adversarial,
     Clean,
     Corruptions,
@@ -19,8 +20,12 @@ from analyze.robustness.spec import (
     Result,
     band_name,
     noise_name,
+    other_options,
 )
 from data_cache.errors import InputError
+
+_PUBLISHED_ONLY = ("elastic_transform", "frost", "glass_blur", "motion_blur", "snow", "spatter")
+"""Corruptions of CIFAR-10-C that `pictures.CORRUPTIONS` can't compute."""
 
 
 def rows(result: Result) -> list[Row]:
@@ -45,7 +50,7 @@ def _noise_rows(noise: FrequencyNoise, kind: str) -> list[Row]:
     found = []
     for strength, sigma in enumerate(noise.sigma):
         accuracy = noise.accuracy[strength]
-        if not np.isnan(accuracy).all():
+        if noise.bins.any() and not np.isnan(accuracy[noise.bins > 0]).any():
             band = int(np.nanargmin(accuracy))
             error = float(noise.accuracy_stderr[strength, band])
             remark = f"lowest of all bands: {band_name(noise, band)}{kind}"
@@ -88,9 +93,9 @@ def _adversarial_rows(found: Adversarial) -> list[Row]:
 
 
 def _corruption_rows(found: Corruptions) -> list[Row]:
-    if np.isnan(found.accuracy).all():
+    if not (means := mean_accuracies(found)):
         return []
-    whole, *kinds = mean_accuracies(found)
+    whole, *kinds = means
     remark = f"mean over {len(kinds)} kinds and {len(found.severity)} severities, {found.images:,} images"
     worst = min(kinds, key=lambda quantity: quantity.value)
     return [
@@ -105,7 +110,7 @@ def tables(result: Result) -> list[str]:
     if result.frequency_noise is not None:
         found.append(f"accuracy under noise of one band{noise_name(result.config)}\n{_noise_table(result)}")
     if result.adversarial is not None and len(result.adversarial.epsilon):
-        found.append(f"under attack\n{_adversarial_table(result.adversarial)}")
+        found.append(f"under attack\n{_adversarial_table(result.adversarial, result.config or {})}")
     if result.corruptions is not None:
         found.append(f"accuracy on corrupted images, by severity\n{_corruption_table(result.corruptions)}")
     return found
@@ -124,13 +129,19 @@ def _noise_table(result: Result) -> str:
 
 def _half_text(noise: FrequencyNoise, band: int) -> str:
     side = int(noise.sigma_half_side[band])
-    if side:
-        return f"below {noise.sigma[0]:g}" if side < 0 else f"above {noise.sigma[-1]:g}"
+    tried = noise.sigma[~np.isnan(noise.accuracy[:, band])]
+    if side and len(tried):
+        return f"below {tried[0]:g}" if side < 0 else f"above {tried[-1]:g}"
     return _with_error(noise.sigma_half[band], noise.sigma_half_stderr[band])
 
 
-def _adversarial_table(found: Adversarial) -> str:
-    lines = [["attack", "epsilon", "accuracy", "success rate", "nll", "mean linf", "mean l2"]]
+def _adversarial_table(found: Adversarial, config: Mapping[str, Any]) -> str:
+    shares = {}
+    if config.get("attack_band") or (found.outside > 0).any():
+        shares["outside [0, 1]"] = found.outside
+    if (found.no_gradient > 0).any():
+        shares["no gradient"] = found.no_gradient
+    lines = [["attack", "epsilon", "accuracy", "success rate", "nll", "mean linf", "mean l2", *shares]]
     for row, (attack, norm, epsilon) in enumerate(zip(found.attack, found.norm, found.epsilon, strict=True)):
         lines.append(
             [
@@ -141,6 +152,7 @@ def _adversarial_table(found: Adversarial) -> str:
                 _with_error(found.nll[row], found.nll_stderr[row]),
                 f"{found.linf[row]:.3g}",
                 f"{found.l2[row]:.3g}",
+                *(f"{100 * share[row]:.3g} %" for share in shares.values()),
             ]
         )
     return aligned(lines)
@@ -176,7 +188,7 @@ def quantities(result: Result) -> list[Quantity]:
     if result.frequency_noise is not None:
         found += _noise_quantities(result.frequency_noise, clean, noise_name(result.config))
     if result.heat_map is not None:
-        found += _heat_map_quantities(result.heat_map)
+        found += _heat_map_quantities(result.heat_map, result.config or {})
     if result.adversarial is not None:
         found += _adversarial_quantities(result.adversarial, result.config or {})
     if result.corruptions is not None:
@@ -202,11 +214,12 @@ def _noise_quantities(noise: FrequencyNoise, clean: Clean, kind: str) -> Iterato
         yield Quantity(name, float(noise.sigma_half[band]), float(noise.sigma_half_stderr[band]), samples)
 
 
-def _heat_map_quantities(found: HeatMap) -> Iterator[Quantity]:
+def _heat_map_quantities(found: HeatMap, config: Mapping[str, Any]) -> Iterator[Quantity]:
     if np.isnan(found.error).any():
         return
+    further = _further("heat_map", config, ("heat_map_sigma", "heat_map_images"))
     for name, sums in (("error", found.group_errors), ("flip rate", found.group_flips)):
-        heading = f"{name} under waves of {found.sigma:g}, {found.images} images"
+        heading = f"{name} under waves of {found.sigma:g}, {found.images} images{further}"
         for ring, bins in enumerate(found.ring_bins):
             if bins:
                 total = sums[ring] / bins
@@ -220,20 +233,26 @@ def _heat_map_quantities(found: HeatMap) -> Iterator[Quantity]:
 def _adversarial_quantities(found: Adversarial, config: Mapping[str, Any]) -> Iterator[Quantity]:
     band = config.get("attack_band")
     kind = (f" in {band[0]:g}-{band[1]:g} pi" if band else "") + f", {found.images} images"
+    named = ("attack_band", "attack_images")
+    kinds = {
+        "pgd": kind + _further("adversarial", config, named),
+        "fgsm": kind + _further("adversarial", config, (*named, "pgd_steps", "pgd_step", "random_start")),
+    }
     for field, grouped in (("accuracy", "group_correct"), ("nll", "group_nll")):
         for row, (attack, norm, epsilon) in enumerate(zip(found.attack, found.norm, found.epsilon, strict=True)):
-            name = f"{field} under {attack} {norm}{kind}: epsilon {epsilon_name(norm, epsilon)}"
+            name = f"{field} under {attack} {norm}{kinds.get(str(attack), '')}: epsilon {epsilon_name(norm, epsilon)}"
             value, error = (getattr(found, column)[row] for column in (field, f"{field}_stderr"))
             yield _share(name, value, error, getattr(found, grouped)[row], found.group_images)
 
 
 def _corruption_quantities(found: Corruptions) -> Iterator[Quantity]:
-    if not np.isnan(found.accuracy).all():
-        heading = f"accuracy on corrupted images, {found.images} {found.source}, severities {_listed(found.severity)}"
-        whole, *kinds = mean_accuracies(found)
-        yield whole._replace(name=f"{heading}: mean of {len(kinds)}")
-        for name, quantity in zip(found.corruption, kinds, strict=True):
-            yield quantity._replace(name=f"{heading}: {name}")
+    if not (means := mean_accuracies(found)):
+        return
+    severities = " ".join(map(str, found.severity))
+    heading = f"accuracy on corrupted images, {found.images} {found.source}, severities {severities}"
+    names = [str(found.corruption[row]) for row in whole_kinds(found)]
+    for name, quantity in zip([f"mean of {_listed(names)}", *names], means, strict=True):
+        yield quantity._replace(name=f"{heading}: {name}")
 
 
 def against(result: Result, reference: Result, paired: bool) -> list[Quantity]:
@@ -255,8 +274,15 @@ def against(result: Result, reference: Result, paired: bool) -> list[Quantity]:
     ]
 
 
-def _listed(numbers: np.ndarray) -> str:
-    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+def _listed(names: list[str]) -> str:
+    """Names of corruptions; of all that are computed, or all that are published, how many."""
+    everything = set(names) in (set(CORRUPTION_NAMES), {*CORRUPTION_NAMES, *_PUBLISHED_ONLY})
+    return f"all {len(names)}" if everything else ", ".join(names)
+
+
+def _further(part: str, config: Mapping[str, Any], named: tuple[str, ...]) -> str:
+    """What tells a part's options from the defaults, besides those named already, as the end of a phrase."""
+    return "".join(f", {name} {config[name]}" for name in other_options(part, config) if name not in named)
 
 
 def _share(name: str, value: float, error: float, sums: np.ndarray, images: np.ndarray) -> Quantity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from torch import nn
 
 from analyze import Subject
 from analyze.robustness import corruptions
+from analyze.robustness.compute import clean_of
 from analyze.robustness.corruption_errors import mean_accuracies
 from analyze.robustness.pictures import CORRUPTIONS, SEVERITIES, corrupt, disc, plasma
 from analyze.robustness.predictions import Predictor
-from analyze.robustness.spec import CORRUPTION_NAMES, Config, Corruptions
+from analyze.robustness.spec import CORRUPTION_NAMES, Config, Corruptions, Result
 from data_cache import ImageData, InputError
 from models.layers import MCDropout
 
@@ -468,6 +470,35 @@ def test_a_network_has_a_corruption_error_of_100_percent_of_itself():
     assert found.mean_relative == pytest.approx(100, abs=1e-9)
     assert found.mean_error_stderr == pytest.approx(0, abs=1e-9)
     assert ours.relative_to(ours, paired=False).mean_error_stderr > 1
+
+
+def test_a_single_group_of_images_has_no_standard_error():
+    ours = made(ERRORS, 0.1, groups=1)
+    with np.errstate(all="raise"):
+        found = ours.relative_to(ours, paired=True)
+    assert np.allclose(found.error, 100, rtol=1e-12)
+    assert np.isnan(found.error_stderr).all()
+
+
+def test_names_of_mean_accuracies_say_which_corruptions_and_severities():
+    def names(corruptions: Corruptions) -> list[str]:
+        clean = clean_of(predictor())
+        found = [q.name for q in Result(clean=clean, corruptions=corruptions).quantities() if "corrupted" in q.name]
+        heading = f"accuracy on corrupted images, {corruptions.images} computed in memory, severities "
+        assert all(name.startswith(heading) for name in found)
+        return [name.removeprefix(heading) for name in found]
+
+    ours = made(ERRORS, 0.1)
+    gap = replace(ours, severity=np.array([1, 3, 5]))
+    assert names(gap)[:2] == ["1 3 5: mean of gaussian_noise, shot_noise", "1 3 5: gaussian_noise"]
+    assert names(made(np.full((13, 1), 0.3), 0.1))[0] == "1: mean of all 13"
+    ours.accuracy[0, 1] = np.nan
+    assert names(ours) == ["1 2 3: mean of shot_noise", "1 2 3: shot_noise"]
+    assert {row.remark for row in Result(corruptions=ours).rows()} == {
+        "mean over 1 kinds and 3 severities, 400 images", "lowest of all kinds, mean over severities",
+    }  # fmt: skip
+    ours.accuracy[1, 0] = np.nan
+    assert mean_accuracies(ours) == [] and names(ours) == [] and Result(corruptions=ours).rows() == []
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -12,7 +12,7 @@ from analyze.robustness import frequency_noise, sigma_half
 from analyze.robustness.compute import clean_of
 from analyze.robustness.frequency_noise import Noise, masks, windows
 from analyze.robustness.predictions import Predictor
-from analyze.robustness.spec import Clean, Config, FrequencyNoise
+from analyze.robustness.spec import Clean, Config, FrequencyNoise, Result
 from data_cache import ImageData, InputError
 from models.layers import MCDropout
 
@@ -402,12 +402,34 @@ def test_sigma_half_is_interpolated_in_the_logarithm():
 
 def test_sigma_half_beyond_the_strengths_is_missing_on_the_side_it_lies():
     value, side = curve([[0.4, 0.8, np.nan], [0.3, 0.6, 0.2]], [0.1, 0.2])
-    assert np.isnan(value).all() and side.tolist() == [-1, 1, 0]
+    assert np.isnan(value).all() and side.tolist() == [-1, 1, -1]
     for accuracy, expected_side in ((0.3, -1), (0.8, 1)):
         value, side = curve([[accuracy]], [0.1])
         assert np.isnan(value[0]) and side[0] == expected_side
     value, side = curve([[0.1], [0.05]], [0.1, 0.2], clean=0.08)  # not above chance
     assert np.isnan(value[0]) and side[0] == 0
+
+
+def test_strengths_that_were_not_measured_do_not_count():
+    accuracy = [[0.9, np.nan, 0.9, np.nan], [np.nan, 0.6, 0.6, np.nan], [0.2, 0.2, np.nan, np.nan]]
+    value, side = curve(accuracy, [0.1, 0.2, 0.4])
+    assert np.allclose(value, [0.1 * 4 ** (4 / 7), 0.2 * 2**0.25, np.nan, np.nan], equal_nan=True)
+    assert side.tolist() == [0, 0, 1, 0]
+
+
+def test_a_strength_that_was_begun_and_left_takes_no_band_its_sigma_half():
+    model, x = linear().double(), torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(2)).double()
+    each = Predictor(Subject(model, [(x, model(x).argmax(1))]), 1)
+    whole = found(each, Config(sigmas=(0.01, 4.0)))[-1]
+    left = found(each, Config(sigmas=(0.01, 1.0, 4.0)), whole)[0]
+    assert np.isfinite(whole.sigma_half[whole.bins > 0]).any()
+    others = np.arange(len(whole.bins)) != np.flatnonzero(whole.bins)[0]
+    assert np.isnan(left.accuracy[1, others]).all()
+    for name in ("sigma_half", "sigma_half_stderr", "sigma_half_side"):
+        assert np.array_equal(getattr(left, name)[others], getattr(whole, name)[others], equal_nan=True)
+    assert np.isfinite(left.sigma_half_stderr[others & np.isfinite(left.sigma_half)]).all()
+    strengths = [row.quantity for row in Result(frequency_noise=left).rows() if "noise of" in row.quantity]
+    assert strengths == ["accuracy, noise of 0.01", "accuracy, noise of 4"]
 
 
 def noise_of(correct: np.ndarray, sigma: np.ndarray, images_: np.ndarray) -> FrequencyNoise:
@@ -457,5 +479,7 @@ def test_data_that_can_not_be_judged_are_refused_in_a_sentence():
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
     with pytest.raises(InputError, match="class number"):
         Predictor(Subject(network, [(pictures, torch.rand(4, 3))], loss=nn.functional.mse_loss), 1)
+    with pytest.raises(InputError, match="not 0 to 1: tell Subject the normalization"):
+        clean_of(Predictor(Subject(network, [(pictures - 0.5, torch.zeros(4).long())]), 1))
     with pytest.raises(InputError, match="labels go from 0 to 7"):
         clean_of(Predictor(Subject(network, [(pictures, torch.tensor([0, 1, 2, 7]))]), 1))

@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
 from robustness_cases import TINY, network, subject
+from torch import nn
 
-from analyze import robustness
+from analyze import compare, robustness
 from analyze.distributed import joined
 from analyze.results import Quantity, difference
 from analyze.robustness.compute import is_complete
@@ -230,6 +232,58 @@ def test_other_noise_has_other_names():
     assert noise_name(dataclasses.asdict(Config())) == ""
     assert noise_name(dataclasses.asdict(Config(norm="psd", rings="radial", clip=True))) == ", psd, radial, clipped"
     assert noise_name(dataclasses.asdict(Config(definition="park2022", norm="rms"))) == ", park2022"
+
+
+def test_what_a_later_part_lacks_is_refused_before_the_first(tmp_path):
+    for options in ({"attack_band": (0.01, 0.02)}, {"cifar_c": str(tmp_path)}):
+        steps = []
+        with pytest.raises(InputError, match="holds no frequency|there is no file"):
+            robustness.compute(subject(), Config(**TINY | options), save=steps.append)
+        assert steps == []
+
+
+def test_only_the_same_attacks_are_compared():
+    names, configs = {}, {"usual": {}, "longer": {"pgd_steps": 3}, "band": {"attack_band": (0.2, 0.8)}}
+    for key, options in configs.items():
+        config = Config(**TINY | {"attacks": ("fgsm", "pgd")} | options, parts=("adversarial",))
+        result = robustness.compute(subject(), config)
+        names[key] = {quantity.name for quantity in result.quantities() if "under" in quantity.name}
+        for other, others in configs.items():
+            reason = result.incomparable(Config(**TINY | others, parts=("adversarial", "corruptions")))
+            assert (reason == "") == (key == other)
+    assert result.incomparable(Config(**TINY)) == "its attack_band differ"
+    assert "accuracy under pgd linf, 6 images, pgd_steps 3: epsilon 4/255" in names["longer"]
+    assert {name.split()[2] for name in names["usual"] & names["longer"]} == {"fgsm"}
+    assert not names["band"] & (names["usual"] | names["longer"])
+
+
+def test_the_table_of_attacks_tells_of_pixels_outside_and_of_missing_gradients():
+    config = Config(**TINY | {"attack_band": (0.2, 0.8)}, parts=("adversarial",))
+    [table] = robustness.compute(subject(), config).tables()
+    assert "outside [0, 1]" in table and "no gradient" not in table and table.splitlines()[2].endswith(" %")
+    [plain] = robustness.compute(subject(), Config(**TINY, parts=("adversarial",))).tables()
+    assert "outside" not in plain
+    blind = nn.Sequential(nn.Flatten(), Rounded(), nn.Linear(216, 4))
+    [table] = robustness.compute(subject(blind), Config(**TINY, parts=("adversarial",))).tables()
+    assert "no gradient" in table and table.splitlines()[2].endswith("100 %")
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return x.round()
+
+
+def test_parts_whose_groups_disagree_are_refused(tmp_path):
+    found = robustness.compute(subject(), Config(**TINY, parts=("frequency-noise",)))
+    found.save(tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5", "a", libver="v108") as file:
+        noise = file["robustness/frequency_noise"]
+        for name in ("group_correct", "group_nll", "group_flips"):
+            stored = noise[name][..., :5]
+            del noise[name]
+            noise[name] = stored
+    with pytest.raises(InputError, match="64 groups, but those with frequency noise in 5"):
+        compare.compare([tmp_path / "run.h5"] * 2)
 
 
 def test_rows_say_the_worst_of_each_part():
