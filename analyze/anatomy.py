@@ -184,7 +184,7 @@ class Anatomy:
                 group = child
                 continue
             found += [self._whole(group, "block")] if group else []
-            group = child if _is_weighted(child) and self._forms[child] else None
+            group = child if _is_weighted(child) and self._forms[child] and _takes_positions(child) else None
             found += [] if group else self._inside(child)
         return found + ([self._whole(group, "block")] if group else [])
 
@@ -197,8 +197,10 @@ class Anatomy:
         """The blocks that a call consists of."""
         if isinstance(call.module, SmoothingBlock):
             return [self._whole(call, "smoothing")] if self._forms[call] else []
-        if self._weights_in(call) and self._is_block(call):
+        if self._weights_in(call) and _takes_positions(call) and self._is_block(call):
             return self._parts(call) if self._forms[call] else []
+        if call.attends or any(child.attends and not child.children for child in call.children):
+            return []  # keys and values of a class token's attention are no layers
         stages = len(self.stages)
         found = self._blocks(call)
         blocks = [place for place in found if place.kind != "smoothing"]
@@ -297,6 +299,14 @@ def _numel(seen: Seen) -> int:
 def _is_vector(seen: Seen) -> bool:
     """Whether there is one position for each image."""
     return prod(seen.shape[1:]) == max(seen.shape[1:], default=1)
+
+
+def _takes_positions(call: Call) -> bool:
+    """Whether anything that goes in can be maps, tokens or windows of the images."""
+    return any(
+        len(seen.shape) > 2 and not _is_vector(seen) and (seen.shape[0] % IMAGES == 0 or seen.shape[1] == IMAGES)
+        for seen in call.inputs
+    )
 
 
 def _is_weighted(call: Call) -> bool:

@@ -50,7 +50,7 @@ class Call:
     concatenates: bool = False
     """Whether the module's own code joined tensors."""
     attends: bool = False
-    """Whether the module's own code took a softmax."""
+    """Whether the module's own code took a softmax, of more than one row for each image."""
 
     @property
     def name(self) -> str:
@@ -207,7 +207,7 @@ class _Functions(TorchFunctionMode):
                 self._kept.append(result)
                 call.sums += [(self.tick(), seen) for seen in self.seen(result)]
             call.concatenates |= name in _CONCATENATIONS
-            call.attends |= name in _ATTENTIONS
+            call.attends |= name in _ATTENTIONS and any(len(seen.shape) > 2 for seen in self.seen(result))
         return result
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from analyze.arrays import array
 from analyze.moments import Moments
-from analyze.results import AnalysisResult, Quantity
+from analyze.results import GROUPS, AnalysisResult, Quantity
+from data_cache.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,21 @@ class LayeredResult(AnalysisResult):
     batches: int = array(doc="batches in the sums so far")
     passes: int = array(doc="Monte Carlo passes over each image; 1 where all of them are the same")
     members: int = array(doc="members of the ensemble; 1 if it is none")
+
+    def __post_init__(self) -> None:
+        """Refuse sums that are not of these layers, as a file from a stranger may hold."""
+        for name, moments, values in self.moments():
+            if moments.total.shape != (GROUPS, len(self.layer), values):
+                raise InputError(
+                    f"the {self.analysis} analysis holds {name} of shape {moments.total.shape} for {GROUPS} groups of "
+                    f"images, {len(self.layer)} layers and {values} values; the file is damaged."
+                )
+        if not len(self.layer):
+            raise InputError(f"the {self.analysis} analysis holds no layers; the file is damaged.")
+
+    def moments(self) -> list[tuple[str, Moments, int]]:
+        """Name, sums and number of values of all sums that the result holds."""
+        raise NotImplementedError
 
     @property
     def steps(self) -> list[tuple[int, int]]:

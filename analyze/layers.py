@@ -64,7 +64,8 @@ def find_layers(subject: Subject, patterns: tuple[str, ...] = ()) -> list[Layer]
     - in a container's flat list of convolutions, norms and activations, the last one of these before the next
       convolution or pooling; the container itself where it holds one convolution only.
 
-    Everything else that holds blocks is looked into; what gives no map, or only one position, is passed over. A
+    Everything else that holds blocks is looked into, but attention that is no block; what gives no map, or only one
+    position, or takes none (position embeddings) is passed over. A
     residual block with several sums inside (transformers, mixers) is one layer for each sum, as published ("How Do
     Vision Transformers Work?", Park & Kim 2022): the residual stream after attention, kind `attention`, and after
     the MLP, kind `mlp`; the last of these is the block's output and has its name. Where such a sum is no map, as in
@@ -78,12 +79,13 @@ def find_layers(subject: Subject, patterns: tuple[str, ...] = ()) -> list[Layer]
 
     Raises:
         InputError: A pattern matches nothing that has a feature map; no layer has one; the network is a
-            TorchScript module or an exported graph, or works without modules; the order of axes can't be told; or
-            the members of an ensemble have different layers.
+            TorchScript module or an exported graph, or works without modules; the order of axes or of tokens (Hiera)
+            can't be told; or the members of an ensemble have different layers.
     """
     networks = [bare(member) for member in subject.members]
     for network in networks:
         _refuse_graphs(network)
+        _refuse_other_orders(network)
     x = _first_images(subject)
     with observable(subject.model):
         passes = record(networks, lambda: subject.outputs(x, 0, model=bare(subject.model)))
@@ -220,6 +222,15 @@ def _refuse_graphs(network: nn.Module) -> None:
         raise InputError(
             f"the network is {what} ({type(network).__name__}), whose layers can't be watched; give the Python "
             "network that it was made from."
+        )
+
+
+def _refuse_other_orders(network: nn.Module) -> None:
+    """Refuse networks whose tokens are not in the order of an image's rows: they would be folded to scrambled maps."""
+    if any(isinstance(getattr(module, "unroll", None), nn.Module) for module in network.modules()):
+        raise InputError(
+            f"the network ({type(network).__name__}) keeps its tokens unrolled, in the order of mask units and not of "
+            "the image's rows, so they can't be put together to feature maps."
         )
 
 

@@ -32,6 +32,12 @@ def diagonal(height: int, width: int) -> Diagonal:
     return Diagonal(rows, columns, rows / height + columns / width)
 
 
+def shorter_axis(height: int, width: int) -> np.ndarray:
+    """Frequency of the half diagonal's bins along the shorter axis, in units of pi: ends at 0.8 or above from 4 up."""
+    shorter = min(height, width)
+    return 2 * np.arange(shorter // 2 + 1) / shorter
+
+
 def interpolation(frequency: np.ndarray, at: float = HIGH) -> np.ndarray:
     """Weights (bins,) of the values at ascending frequencies that give the one between by linear interpolation.
 

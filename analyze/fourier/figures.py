@@ -70,7 +70,7 @@ def _noise(results: Sequence[Result]) -> Figure:
     highest = max(float(np.nanmax(each.model_noise_power[:, 1:])) for each in results)
     tops[0].set_ylim(highest * 1e-5, highest * 2)
     shares = [each.high_share(each.model_noise_power) for each in results]
-    draw_by_depth(bottom, results, shares, [None] * len(results), f"share of it from {HALF:g}π up")
+    draw_by_depth(bottom, results, shares, [None] * len(results), f"share of it from {HALF:g}π up,\nwithout origin")
     bottom.set_ylim(0, 1.05)
     legend_of_marks(bottom, results)
     return fig

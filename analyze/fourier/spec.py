@@ -18,7 +18,7 @@ SUBJECT_DEFAULTS = {"split": "test", "limit": 1000}
 
 HIGH = 0.8
 """Where high-frequency amplitudes are taken, in units of pi: the highest frequency of 5x5 maps, and so the highest that
-maps of every size from 4 up have."""
+maps of every size from 4 up have. Of maps that are not square, this is the frequency along the shorter axis."""
 HALF = 0.5
 """Rings from here on, in units of pi, count as high frequencies in the shares of power."""
 
@@ -95,7 +95,8 @@ class Result(LayeredResult):
               N_r = \frac{1}{(HW)^2} \sum_{\omega \in r} \mathrm{mean}_{b,c} \mathrm{Var}_s F
 
     resolve the variances of the variance analysis by frequency: all rings but the origin's sum to the data variance
-    (times 1 - 1/HW, for that is unbiased), and the noise of all rings to the model variance.
+    (times 1 - 1/HW, for that is unbiased), and the noise of all rings to the model variance, with the same
+    :math:`\mathrm{Var}_s` for ensembles.
     """
 
     analysis = "fourier"
@@ -108,7 +109,9 @@ class Result(LayeredResult):
     relative_log_amplitude: np.ndarray = array("layer", "bin", unit="nat", doc="A - A(0)")
     relative_log_amplitude_stderr: np.ndarray = array("layer", "bin", unit="nat", doc="standard error over images")
     high_frequency_amplitude: np.ndarray = array(
-        "layer", unit="nat", doc="A - A(0) at 0.8 pi, exp(A) interpolated between bins; NaN of maps that end below"
+        "layer",
+        unit="nat",
+        doc="A - A(0) at 0.8 pi on the shorter axis, exp(A) interpolated between bins; NaN of maps that end below",
     )
     high_frequency_amplitude_stderr: np.ndarray = array("layer", unit="nat", doc="standard error over images")
     dead_share: np.ndarray = array("layer", doc="share of channels of single images that are zero everywhere")
@@ -125,6 +128,12 @@ class Result(LayeredResult):
         unit="nat", doc="mean log amplitude of the layer over the plane, both axes ascending, -1 pi first"
     )
     sums: Sums
+
+    def moments(self) -> list[tuple[str, Moments, int]]:
+        """All sums, with as many values as there are bins, rings or one."""
+        bins, rings = self.frequency.shape[1], len(self.ring_low)
+        values = {"amplitude": bins, "relative": bins, "high": 1, "dead": 1, "power": rings, "noise": rings}
+        return [(name, getattr(self.sums, name), values[name]) for name in MOMENTS]
 
     def rows(self) -> list[Row]:
         """The table of the command: what each smoothing layer does, and what reaches the end."""
@@ -162,10 +171,12 @@ class Result(LayeredResult):
 
     def tables(self) -> list[str]:
         """All layers."""
-        share = f"from {HALF:g} π"
-        head = ["layer", "size", f"log amplitude at {HIGH:g} π", "power without origin", share, "noise power", share]
-        signal, noise = self.total(self.power) - self.power[:, 0], self.total(self.model_noise_power)
-        shares = [self.high_share(power) for power in (self.power, self.model_noise_power)]
+        head = ["layer", "size", f"log amplitude at {HIGH:g} π"]
+        for name in ("power", "noise power"):
+            head += [f"{name} without origin", f"{name} from {HALF:g} π"]
+        powers = self.power, self.model_noise_power
+        signal, noise = (self.total(power) - power[:, 0] for power in powers)
+        shares = [self.high_share(power) for power in powers]
         lines = [
             [
                 str(name),
@@ -184,7 +195,7 @@ class Result(LayeredResult):
         """Of each layer: high-frequency amplitude, and power and noise power in each ring."""
         found = self.quantities_of(f"relative log amplitude at {HIGH:g} π", self.sums.high, 0)
         for ring, low in enumerate(self.ring_low):
-            where = "at the origin" if ring == 0 else f"from {low:.1f} π"
+            where = "at the origin" if ring == 0 else f"from {low:.1f} π ({self.rings} rings)"
             found += self.quantities_of(f"power {where}", self.sums.power, ring)
             found += self.quantities_of(f"noise power {where}", self.sums.noise, ring)
         return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from analyze.distributed import ALONE, World
-from analyze.features import Room, Stand, channel_norm, extent_of, pieces, side_by_side, squared_norm, walk
+from analyze.features import Realisations, Room, Stand, extent_of, pieces, side_by_side, squared_norm, walk
 from analyze.layers import Layer, find_layers
 from analyze.moments import Moments
 from analyze.results import Progress, silent
@@ -31,7 +31,7 @@ def compute(
     """Model and data variance of the feature maps of each layer; `Result` has the formulas.
 
     Memory does not grow with images or passes: of each layer the first realisation of a batch is held, and the sum of
-    the others' differences from it.
+    the others' differences from it, for each member of an ensemble if they are random.
 
     Args:
         subject: Model and data.
@@ -47,14 +47,12 @@ def compute(
     """
     config = config or Config()
     about, layers = subject.describe(), find_layers(subject, config.layers)
-    passes = subject.passes(config.passes)
-    realisations = passes * len(subject.members)
-    known = realisations > 1 or not subject.stochastic
-    observed, result = _Observed(layers, realisations, known), previous
+    realisations = Realisations.of(subject, layers, config.passes)
+    observed, result = _Observed(layers, realisations), previous
     for stand in walk(
         subject,
         layers,
-        passes,
+        realisations.passes,
         observed.begin,
         stand=None if previous is None else Stand(previous.batches, previous.images, previous.sums),
         world=world,
@@ -63,7 +61,7 @@ def compute(
     ):
         columns = {name: stand.sums.mean[:, value] for value, name in enumerate(VALUES)}
         errors = {f"{name}_stderr": stand.sums.stderr[:, value] for value, name in enumerate(VALUES)}
-        extent = extent_of(subject, layers, passes, stand)
+        extent = extent_of(subject, layers, realisations, stand)
         result = Result(**extent, **columns, **errors, sums=stand.sums).of(config, about)
         save(result)
     return result.of(config, about) if result else result
@@ -77,8 +75,8 @@ def is_complete(result: Result, config: Config) -> bool:
 class _Observed:
     """Variances of all layers on one batch after another."""
 
-    def __init__(self, layers: Sequence[Layer], realisations: int, known: bool):
-        self._layers = [_Spread(layer, realisations, known) for layer in layers]
+    def __init__(self, layers: Sequence[Layer], realisations: Realisations):
+        self._layers = [_Spread(layer, realisations) for layer in layers]
 
     def begin(self, images: int) -> _Observed:
         """Forget the last batch."""
@@ -95,16 +93,11 @@ class _Observed:
 
 
 class _Spread:
-    r"""Variances of one layer's maps.
+    """Variances of one layer's maps."""
 
-    With the differences :math:`d_s = x_s - x_0`, in which no digits are lost to a large mean,
-
-    .. math:: \sum_s \|x_s - \bar x\|^2 = \sum_s \|d_s\|^2 - \frac{1}{S} \Big\| \sum_s d_s \Big\|^2.
-    """
-
-    def __init__(self, layer: Layer, realisations: int, known: bool):
+    def __init__(self, layer: Layer, realisations: Realisations):
         self._numbers = layer.channels * layer.height * layer.width
-        self._realisations, self._known = realisations, known
+        self._realisations = realisations
         self._room = Room()
 
     def begin(self, images: int) -> None:
@@ -115,12 +108,11 @@ class _Spread:
         """One more realisation."""
         if self._seen == 0:
             self._within, self._squares = torch.zeros(2, self._images, dtype=torch.float64, device=maps.device)
-            if self._realisations > 1:
-                self._first, self._drift = (
-                    self._room(name, maps.shape, maps.dtype, maps.device) for name in ("first", "drift")
-                )
-                self._first.copy_(maps)
-                self._drift.zero_()
+            if self._realisations.count > 1:
+                groups = (self._realisations.groups, *maps.shape)
+                self._first = self._room("first", maps.shape, maps.dtype, maps.device).copy_(maps)
+                self._drifts = self._room("drifts", groups, maps.dtype, maps.device).zero_()
+        group = self._seen % self._realisations.groups
         self._seen += 1
         for images in pieces(maps):
             part = maps[images]
@@ -128,20 +120,21 @@ class _Spread:
             self._within[images] += _variance_over_positions(part, spare)
             if self._seen > 1:
                 difference = torch.sub(part, self._first[images], out=spare)
-                self._squares[images] += squared_norm(difference)
-                self._drift[images] += difference
+                self._drifts[group, images] += difference
+                self._squares[images] += squared_norm(difference, out=spare)
 
     def values(self) -> Tensor:
         """`VALUES` of each image, (B, 4)."""
-        if not self._known:
-            model = torch.full_like(self._squares, np.nan)
-        elif self._realisations == 1:
-            model = torch.zeros_like(self._squares)
+        realisations = self._realisations
+        if realisations.count == 1:
+            model = torch.full_like(self._squares, 0.0 if realisations.known else np.nan)
         else:
-            rest = torch.cat([squared_norm(self._drift[images]) for images in pieces(self._drift)])
-            model = (self._squares - rest / self._realisations) / ((self._realisations - 1) * self._numbers)
-            model = model.clamp(min=0.0)
-        data = self._within / self._realisations
+            spread = [
+                realisations.variance(self._squares[images], self._drifts[:, images], squared_norm)
+                for images in pieces(self._first)
+            ]
+            model = torch.cat(spread) / self._numbers
+        data = self._within / realisations.count
         return torch.stack([model, data, model.sqrt(), data.sqrt()], dim=1)
 
 
@@ -152,5 +145,5 @@ def _variance_over_positions(maps: Tensor, spare: Tensor) -> Tensor:
     """
     positions = maps.shape[2] * maps.shape[3]
     centred = torch.sub(maps, maps.mean((2, 3), keepdim=True), out=spare)
-    squares = channel_norm(centred).square().mean(1)
+    squares = squared_norm(centred, out=spare) / maps.shape[1]
     return squares / (positions - 1) if positions > 1 else torch.full_like(squares, np.nan)

@@ -44,7 +44,13 @@ class Result(LayeredResult):
     .. math:: v^{model}_b = \mathrm{mean}_{c,h,w} \mathrm{Var}_s\, x, \qquad
               v^{data}_b = \mathrm{mean}_{s,c} \mathrm{Var}_{h,w}\, x
 
-    with unbiased variances. `*_variance` is the mean of v over images and `*_std` that of its square root, each with a
+    with unbiased variances. Of an ensemble whose M members are random themselves, in S passes each, the realisation's
+    variance is that over members and passes drawn at random, whatever S is:
+
+    .. math:: \mathrm{Var}_s\, x = \Big(1 - \frac1S\Big) \mathrm{mean}_m \mathrm{Var}_{s \in m}\, x
+              + \mathrm{Var}_m\, \mathrm{mean}_{s \in m}\, x
+
+    `*_variance` is the mean of v over images and `*_std` that of its square root, each with a
     standard error over images ("feature map uncertainty" of Park & Kim, "Blurs Behave Like Ensembles", ICML 2022;
     data variance as the feature map variance of "How Do Vision Transformers Work?", ICLR 2022).
     """
@@ -65,6 +71,10 @@ class Result(LayeredResult):
     data_std_stderr: np.ndarray = array("layer", unit="activation", doc="standard error over images")
     sums: Moments
     """Of model variance, data variance, and both standard deviations: what the means come from."""
+
+    def moments(self) -> list[tuple[str, Moments, int]]:
+        """Those of `VALUES`."""
+        return [("sums", self.sums, len(VALUES))]
 
     def rows(self) -> list[Row]:
         """The table of the command: what each smoothing layer does, and what reaches the end."""

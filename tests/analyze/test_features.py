@@ -6,7 +6,7 @@ import torch
 from maps import noise_subject, zoo_net
 from torch import nn
 
-from analyze.features import pieces, side_by_side, walk
+from analyze.features import pieces, side_by_side, squared_norm, walk
 from analyze.layered import change, ratio
 from analyze.layers import find_layers
 from analyze.moments import Moments
@@ -76,6 +76,14 @@ def test_errors_of_ratios_and_changes_are_those_of_repeated_experiments():
         assert abs(found[:, 0].mean() - truth) < 4 * spread / 20
         # a standard deviation from 400 has a relative error of 3.5 %, from 64 groups 9 % each, averaged here
         assert np.isclose(np.sqrt((found[:, 1] ** 2).mean()), spread, rtol=0.15)
+
+
+@pytest.mark.parametrize("dim", [(1, 2, 3), (2, 3)])
+def test_sums_of_squares_of_large_maps_lose_no_digits(dim):
+    maps = 1 + torch.rand(2, 2, 224, 224, generator=torch.Generator().manual_seed(0))
+    exact = maps.double().square().sum(dim)
+    assert ((squared_norm(maps, dim) / exact - 1).abs() < 3e-7).all()  # added up one by one: 1e-6 and more
+    assert not ((torch.linalg.vector_norm(maps, dim=dim).double().square() / exact - 1).abs() < 3e-7).all()
 
 
 def test_a_ratio_to_nothing_is_none():

@@ -190,6 +190,48 @@ TIMM = {
 }
 
 
+NO_LAYERS = {
+    # name: (options, what looks like a map and is no layer)
+    "xcit_nano_12_p16_224": ({}, ["pos_embed"]),
+    "cait_xxs24_224": ({"img_size": 64}, ["blocks_token_only.0.attn.k", "blocks_token_only.1.attn.v"]),
+    "crossvit_tiny_240": ({"img_size": 240}, ["blocks.0.fusion.0.attn.wk", "blocks.2.fusion.1.attn.wv"]),
+}
+
+
+@pytest.mark.parametrize("name", NO_LAYERS)
+def test_position_embeddings_and_the_class_tokens_attention_are_no_layers(name):
+    timm = pytest.importorskip("timm")
+    options, others = NO_LAYERS[name]
+    size = options.get("img_size", 64)
+    found = names(find_layers(subject(built(timm.create_model, name, **options), 3, size, size)))
+    assert not [name for name in found if name in others] and len(found) > 24
+
+
+def test_tokens_in_the_order_of_mask_units_are_refused():
+    timm = pytest.importorskip("timm")
+    hiera = built(timm.create_model, "hiera_tiny_224", img_size=(64, 64), embed_dim=8, stages=(1, 1, 1, 1))
+    with pytest.raises(InputError) as caught:
+        find_layers(subject(hiera, 3, 64, 64))
+    assert "unrolled" in sentence(caught)
+
+
+class Gated(nn.Module):
+    """Blocks inside a module that takes a softmax of its class scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3))).softmax(1)
+
+
+def test_a_softmax_of_class_scores_hides_no_layers():
+    for model in (nn.Sequential(Gated()), nn.Sequential(nn.Sequential(Gated().body, nn.Flatten(), nn.Softmax(1)))):
+        assert len(find_layers(subject(model, 3, 16, 16))) == 2
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_networks_by_block(name):
     timm = pytest.importorskip("timm")

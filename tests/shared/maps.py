@@ -55,5 +55,16 @@ def all_maps(subject: Subject, names: Iterable[str], passes: int) -> dict[str, n
     return {name: np.stack([np.concatenate(batches) for batches in rows]) for name, rows in found.items()}
 
 
+def spread(maps: np.ndarray, members: int = 1) -> np.ndarray:
+    """Unbiased variance over the first axis, of realisations that come member by member in every pass."""
+    if len(maps) == 1:
+        return np.zeros(maps.shape[1:])
+    passes = maps.reshape(-1, members, *maps.shape[1:])
+    if 1 in passes.shape[:2]:
+        return maps.var(axis=0, ddof=1)
+    within, between = passes.var(axis=0, ddof=1).mean(axis=0), passes.mean(axis=0).var(axis=0, ddof=1)
+    return (1 - 1 / len(passes)) * within + between
+
+
 def _keep(row: list[np.ndarray], module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
     row.append(output.double().numpy())

@@ -1,13 +1,15 @@
 """Spectra against NumPy's transform of all maps at once, and where they are known in closed form."""
 
 import gc
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from maps import all_maps, noise_subject, zoo_net
+from maps import all_maps, noise_subject, spread, zoo_net
 from ranks import run_ranks
 from torch import nn
 
@@ -47,9 +49,9 @@ def in_rings(power: np.ndarray, rings: str = "radial") -> np.ndarray:
     return np.stack([power[..., index == ring].sum(-1) for ring in range(count)], axis=-1)
 
 
-def expected(maps: np.ndarray, rings: str = "radial", eps: float = EPS) -> dict[str, np.ndarray]:
+def expected(maps: np.ndarray, rings: str = "radial", eps: float = EPS, members: int = 1) -> dict[str, np.ndarray]:
     """From (S, B, C, H, W) maps of square size with no dead channel, straight from the definition."""
-    realisations, _, _, height, width = maps.shape
+    height, width = maps.shape[-2:]
     assert height == width
     transform = np.fft.fft2(maps)
     rms = np.sqrt((np.abs(transform) ** 2).mean(axis=(-2, -1), keepdims=True))
@@ -59,8 +61,7 @@ def expected(maps: np.ndarray, rings: str = "radial", eps: float = EPS) -> dict[
     frequency = 2 * np.arange(height // 2 + 1) / height
     high = np.log([np.interp(0.8, frequency, np.exp(image)) for image in relative])
     power = in_rings((np.abs(transform) ** 2).mean(axis=(0, 2)) / (height * width) ** 2, rings)
-    spread = ((np.abs(transform - transform.mean(0)) ** 2).sum(0) / max(1, realisations - 1)).mean(1)
-    noise = in_rings(spread / (height * width) ** 2, rings)
+    noise = in_rings(spread(transform, members).mean(1) / (height * width) ** 2, rings)
     each = dict(zip(NUMBERS[::2], (line, relative, high, power, noise), strict=True))
     count = len(line)
     return {name: value.mean(0) for name, value in each.items()} | {
@@ -324,7 +325,62 @@ def test_members_of_an_ensemble_are_realisations(name, passes):
     maps = all_maps(subject, ["layer1.0"], passes)["layer1.0"]
     assert len(maps) == 2 * passes
     there = result.ring_bins[0] > 0
-    assert np.allclose(result.model_noise_power[0, there], expected(maps)["model_noise_power"][there], rtol=1e-9)
+    noise = expected(maps, members=2)["model_noise_power"]
+    assert np.allclose(result.model_noise_power[0, there], noise[there], rtol=1e-9)
+    power = expected(maps)["power"]
+    assert np.allclose(result.power[0, there], power[there], rtol=1e-9)
+
+
+def test_randomness_that_does_not_reach_the_outputs_is_seen():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), MCDropout(0.5), nn.Flatten(), nn.Linear(4 * 14 * 14, 2), nn.Hardtanh())
+    nn.init.constant_(model[3].bias, 1e4)
+    result = fourier.compute(noise_subject(model), Config(passes=3, layers=("1",)))
+    assert result.passes == 3 and result.total(result.model_noise_power)[0] > 0
+
+
+def test_large_maps_lose_no_digits():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softplus(), MCDropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    subject = noise_subject(model, sizes=(2,), shape=(3, 224, 224))
+    result = fourier.compute(subject, Config(passes=2, layers=("2",)))
+    maps = all_maps(subject, ["2"], 2)["2"]
+    for name in ("power", "model_noise_power"):
+        assert np.allclose(getattr(result, name)[0], expected(maps)[name], rtol=1e-6), name
+
+
+def test_thousands_of_channels_lose_no_digits():
+    model = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    subject = noise_subject(model, sizes=(2,), shape=(3, 6, 6))
+    result = fourier.compute(subject, Config(layers=("0",)))
+    there = result.ring_bins[0] > 0
+    assert np.allclose(result.power[0, there], expected(all_maps(subject, ["0"], 1)["0"])["power"][there], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (4, 7), (5, 40), (7, 9)])
+def test_maps_that_are_not_square_have_an_amplitude_at_high_frequency(size):
+    """The frequency is the shorter axis's; of a delta the spectrum is flat."""
+    images = torch.zeros(2, 1, *size, dtype=torch.float64)
+    images[:, 0, 1, 2] = 3.0
+    assert through(unchanged(), images=images).high_frequency_amplitude[0] == pytest.approx(0, abs=1e-13)
+
+
+def test_the_table_tells_noise_and_its_share_apart_from_those_of_the_signal():
+    result = fourier.compute(noise_subject(zoo_net("resnet_mcdo_18"), sizes=(3,)), Config(passes=2))
+    head, *lines = (re.split(r"\s{2,}", line) for line in result.tables()[0].splitlines())
+    assert len(set(head)) == len(head) == 7 and head[-2] == "noise power without origin"
+    place = result.layer.tolist().index("layer2.0")
+    noise, low = result.model_noise_power[place], result.ring_low
+    assert float(lines[place][-2]) == pytest.approx(np.nansum(noise[1:]), rel=1e-3)
+    assert float(lines[place][-1].strip(" %")) / 100 == pytest.approx(
+        np.nansum(noise[low >= 0.5]) / np.nansum(noise[1:]), abs=1e-3
+    )
+
+
+def test_sums_of_other_layers_than_the_result_has_are_refused():
+    result = fourier.compute(noise_subject(zoo_net("resnet_dnn_18"), sizes=(2,)))
+    for name, other in (("noise", "high"), ("power", "amplitude"), ("high", "relative")):
+        sums = replace(result.sums, **{name: getattr(result.sums, other)})
+        with pytest.raises(InputError, match=f"holds {name} of shape"):
+            replace(result, sums=sums)
 
 
 def test_batch_size_changes_rounding_only():
@@ -408,7 +464,7 @@ def test_rows_and_quantities_say_what_smoothing_does():
     assert all(rows[name].error > 0 for name in ("log amplitude across smooth2.0", "noise power across smooth2.0"))
     assert len(result.tables()[0].splitlines()) == 1 + len(names)
     quantities = {quantity.name: quantity.value for quantity in result.quantities()}
-    assert quantities["noise power from 0.5 π: smooth2.0"] == result.model_noise_power[place, 6]
+    assert quantities["noise power from 0.5 π (radial rings): smooth2.0"] == result.model_noise_power[place, 6]
     assert (
         quantities["relative log amplitude at 0.8 π: layer1.0"]
         == result.high_frequency_amplitude[names.index("layer1.0")]

@@ -3,11 +3,12 @@
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from maps import all_maps, noise_subject, zoo_net
+from maps import all_maps, noise_subject, spread, zoo_net
 from ranks import run_ranks
 from torch import nn
 
@@ -22,9 +23,9 @@ from models.layers import MCDropout
 NUMBERS = [*VALUES, *(f"{name}_stderr" for name in VALUES)]
 
 
-def expected(maps: np.ndarray) -> dict[str, float]:
-    """From (S, B, C, H, W) float64 maps, straight from the definition."""
-    model = maps.var(axis=0, ddof=1).mean(axis=(1, 2, 3)) if len(maps) > 1 else np.zeros(maps.shape[1])
+def expected(maps: np.ndarray, members: int = 1) -> dict[str, float]:
+    """From (S * members, B, C, H, W) float64 maps, straight from the definition."""
+    model = spread(maps, members).mean(axis=(1, 2, 3))
     data = maps.reshape(*maps.shape[:3], -1).var(axis=3, ddof=1).mean(axis=(0, 2))
     found = {}
     for name, each in zip(VALUES, (model, data, np.sqrt(model), np.sqrt(data)), strict=True):
@@ -33,9 +34,9 @@ def expected(maps: np.ndarray) -> dict[str, float]:
     return found
 
 
-def assert_is_numpys(result: Result, maps: dict[str, np.ndarray], rtol: float) -> None:
+def assert_is_numpys(result: Result, maps: dict[str, np.ndarray], rtol: float, members: int = 1) -> None:
     for place, name in enumerate(result.layer):
-        for key, value in expected(maps[name]).items():
+        for key, value in expected(maps[name], members).items():
             assert getattr(result, key)[place] == pytest.approx(value, rel=rtol, abs=1e-12), (name, key)
 
 
@@ -91,7 +92,67 @@ def test_members_of_an_ensemble_are_realisations(name, passes):
     subject = noise_subject(Ensemble([zoo_net(name, seed) for seed in range(3)]))
     result = variance.compute(subject, Config(passes=2))
     assert (result.members, result.passes) == (3, passes)
-    assert_is_numpys(result, all_maps(subject, result.layer, passes), rtol=1e-4)
+    assert_is_numpys(result, all_maps(subject, result.layer, passes), rtol=1e-4, members=3)
+
+
+class Shifted(nn.Module):
+    """One map: a constant of the member, and dropout noise around it."""
+
+    def __init__(self, shift: float):
+        super().__init__()
+        self.shift = nn.Conv2d(1, 1, 1)
+        nn.init.zeros_(self.shift.weight)
+        nn.init.constant_(self.shift.bias, shift)
+        self.noise, self.sum, self.head = MCDropout(0.2), nn.Identity(), nn.Linear(256, 2)
+
+    def forward(self, x):
+        return self.head(self.sum(self.shift(x) + self.noise(torch.ones_like(x))).flatten(1))
+
+
+def test_more_passes_of_random_members_find_the_same_variance():
+    """Of members drawn at random: pooled, realisations of one member would count as independent of each other."""
+    shifts = np.array([0.0, 1.0, 3.0])
+    subject = noise_subject(Ensemble([Shifted(shift) for shift in shifts]), sizes=(20, 20), shape=(1, 16, 16))
+    truth = shifts.var(ddof=1) + 0.2 / 0.8  # dropout at rate p of ones has the variance p / (1 - p)
+    for passes in (1, 2, 5, 20):
+        result = variance.compute(subject, Config(passes=passes, layers=("sum",)))
+        assert result.passes == passes
+        # 20 passes of 3 members at 256 positions of 40 images
+        assert abs(result.model_variance[0] - truth) < 4 * result.model_variance_stderr[0] < 0.06 * truth
+
+
+def test_randomness_that_does_not_reach_the_outputs_is_seen():
+    """A saturated end, or one that is no number, makes all outputs the same."""
+    conv, end = nn.Conv2d(3, 4, 3), nn.Linear(4 * 14 * 14, 2)
+    for what, value in (("saturated", 1e4), ("no number", np.nan)):
+        nn.init.constant_(end.bias, value)
+        model = nn.Sequential(conv, MCDropout(0.5), nn.Flatten(), end, nn.Hardtanh())
+        result = variance.compute(noise_subject(model), Config(passes=3, layers=("0", "1")))
+        assert result.passes == 3 and result.model_variance[0] == 0 < result.model_variance[1], what
+        once = variance.compute(noise_subject(model), Config(passes=1, layers=("0", "1")))
+        assert np.isnan(once.model_variance).all(), what
+
+
+def test_large_maps_lose_no_digits():
+    """Sums over 224x224 positions of maps far from 0, where adding one by one in float32 is off by 1e-6 and more."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softplus(), MCDropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    subject = noise_subject(model, sizes=(2,), shape=(3, 224, 224))
+    result = variance.compute(subject, Config(passes=2, layers=("1", "2")))
+    found = expected(all_maps(subject, ["2"], 2)["2"])
+    for name in ("model_variance", "data_variance", "model_std", "data_std"):
+        assert getattr(result, name)[1] == pytest.approx(found[name], rel=1e-6), name
+
+
+def test_sums_of_other_layers_than_the_result_has_are_refused():
+    result = variance.compute(noise_subject(zoo_net("resnet_dnn_18"), sizes=(2,)))
+    sums = result.sums
+    for other in (
+        replace(sums, images=sums.images[:, :2], total=sums.total[:, :2], squares=sums.squares[:2]),
+        replace(sums, total=sums.total[..., :1], squares=sums.squares[:, :1]),
+        replace(sums, images=sums.images[:5], total=sums.total[:5]),
+    ):
+        with pytest.raises(InputError, match="holds sums of shape"):
+            replace(result, sums=other)
 
 
 def test_a_large_mean_costs_no_digits():
