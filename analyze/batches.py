@@ -79,6 +79,8 @@ def _read_once(data: Iterable[Batch], limit: int | None) -> list[Batch]:
         x, y = batch
         if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
             raise InputError(f"a batch pairs x {tuple(x.shape)} with y {tuple(y.shape)}; their first sizes must agree.")
+        if not len(y):
+            continue
         room = len(y) if limit is None else min(len(y), limit - images)
         kept.append((x[:room].detach().clone(), y[:room].detach().clone()))  # the loader may reuse its buffers
         images += room

@@ -161,18 +161,20 @@ def carry_out(
     with ExitStack() as stack:
         with _refusal_told(world):
             file = stack.enter_context(RunFile(out, identity(about)))
-            previous, spent = None, 0.0
+            previous, spent, done = None, 0.0, False
             stored = None if shared.restart else file.load(name, spec.Result)
-            free = ["checkpoint", *free_options(config, stored)]
+            free = ["checkpoint", "smoothing", *free_options(config, stored)]
+            scratch = _scratch(out, name, config, about)
             if stored is not None and file.check_resume(name, options, about, ignore=free):
                 previous = stored
-                spent = float((file.attributes(name) or {}).get("seconds", 0.0))
-            scratch = _scratch(out, name, config, about)
+                attributes = file.attributes(name) or {}
+                spent = float(attributes.get("seconds", 0.0))
+                done = compute.is_complete(previous, config)
+                about = _after(attributes.get("subject", {}), about, done=done)
             if shared.restart:
                 scratch.clear()
         began = time.perf_counter()
-        saver = _Saver(file, name, config, compute.is_complete, began - spent)
-        done = previous is not None and compute.is_complete(previous, config)
+        saver = _Saver(file, name, config, about, compute.is_complete, began - spent)
         world.broadcast((done, previous, ""))
         if done and previous is not None:
             return Outcome(previous.of(options, about), spent, fresh=False)
@@ -200,7 +202,15 @@ def carry_out(
             finally:
                 saver.flush()
         seconds = float((file.attributes(name) or {})["seconds"])
-    return Outcome(result, seconds, fresh=True)
+    return Outcome(result.of(result.config or {}, about), seconds, fresh=True)
+
+
+def _after(stored: Mapping[str, Any], about: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
+    """The subject of what goes on from a stored result: that came by the paths of the smoothing operator it says."""
+    if "smoothing" not in about:
+        return dict(about)
+    paths = [*str(stored.get("smoothing", "unknown")).split(" and "), *([] if done else [about["smoothing"]])]
+    return {**about, "smoothing": " and ".join(dict.fromkeys(paths))}
 
 
 @contextmanager
@@ -291,14 +301,9 @@ def load_subject(shared: Shared, split: str | None = None) -> Any:
 class _Saver:
     """Writes partial results, at most every few seconds."""
 
-    def __init__(self, file: RunFile, name: str, config: Any, is_complete: Any, began: float):
-        self.file, self.name, self.config, self.is_complete, self.began = (
-            file,
-            name,
-            config,
-            is_complete,
-            began,
-        )
+    def __init__(self, file: RunFile, name: str, config: Any, about: Mapping[str, Any], is_complete: Any, began: float):
+        self.file, self.name, self.config, self.about = file, name, config, about
+        self.is_complete, self.began = is_complete, began
         self.pending: AnalysisResult | None = None
         self.last = -SAVE_SECONDS
 
@@ -318,7 +323,7 @@ class _Saver:
             config=result.config or {},
             complete=self.is_complete(result, self.config),
             seconds=time.perf_counter() - self.began,
-            subject=result.subject,
+            subject=self.about,
         )
         self.pending, self.last = None, time.perf_counter()
 
@@ -367,7 +372,7 @@ def report(outcome: Outcome, out: Path, figures: Sequence[Path], *, as_json: boo
         print(json.dumps(plain(found), indent=2, default=str))
         return
     print(describe(subject))
-    if status := smoothing_status(subject):
+    if status := smoothing_status(subject, outcome.fresh):
         print(status)
     print(table(result.rows()))
     for further in result.tables():
@@ -404,10 +409,12 @@ def setting(subject: Mapping[str, Any]) -> str:
     )
 
 
-def smoothing_status(subject: Mapping[str, Any]) -> str:
-    """Which smoothing operator a network that has one was run with; empty for others."""
-    if "smoothing" not in str(subject["model"]):
+def smoothing_status(subject: Mapping[str, Any], fresh: bool = True) -> str:
+    """Which path computed the smoothing operator of a network that has one; empty for others."""
+    if "smoothing" not in subject:
         return ""
+    if not fresh or " and " in subject["smoothing"]:  # not, or not only, by this process
+        return f"smoothing operator: {subject['smoothing']} ({subject['device']})"
     from ext import status
 
     return status()

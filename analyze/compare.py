@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from analyze import analyses
 from analyze.cli import Flag, describe, free_options
-from analyze.results import AnalysisResult, Quantity, aligned, checkpoint_name, difference, plain
+from analyze.results import AnalysisResult, Difference, Quantity, aligned, checkpoint_name, difference, plain
 from analyze.run import open_run
 from data_cache import InputError, exit_on_input_error
 
@@ -62,14 +62,14 @@ class Line:
     name: str
     found: list[Quantity | None]
     """Of each file; None where it has none."""
-    differences: list[tuple[float, float] | None]
-    """To the first file, and its standard error, of each further one; None where either has none."""
+    differences: list[Difference | None]
+    """To the first file, of each further one; None where either has none."""
 
     @property
     def ratio(self) -> float:
-        """The largest difference in units of its standard error; -1 if none is known."""
-        known = [pair for pair in self.differences if pair is not None and not any(map(math.isnan, pair))]
-        return max((abs(d) / s if s else math.inf if d else 0.0 for d, s in known), default=-1.0)
+        """The largest difference in units of its margin; -1 if none is known."""
+        known = [each for each in self.differences if each is not None and math.isfinite(each.value + each.error)]
+        return max((abs(d.value) / d.margin if d.error else math.inf if d.value else 0.0 for d in known), default=-1.0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(plain(_content(comparisons, figures)), indent=2, default=str))
         else:
             print("\n\n".join(_text(comparison, everything=options.all) for comparison in comparisons))
-            print("\n* more than two standard errors" if any(map(_marked, comparisons)) else "")
+            print("\n".join(["", *_footnotes(comparisons)]))
             for figure in figures:
                 print(f"figure    {figure}")
 
@@ -111,6 +111,8 @@ def compare(files: Sequence[Path], only: Sequence[str] = ()) -> list[Comparison]
     """
     if len(files) < 2:
         raise InputError("give two or more run files to compare.")
+    if len({path.resolve() for path in files}) < len(files):
+        raise InputError("give each run file once: one of them is named twice.")
     if foreign := sorted(set(only).difference(analyses())):
         raise InputError(f"there is no analysis {', '.join(foreign)}; there are {', '.join(analyses())}.")
     contents = [_read(path, only) for path in files]
@@ -200,9 +202,23 @@ def draw(comparisons: Sequence[Comparison], options: Options) -> list[Path]:
     stem = options.out or options.files[0].with_name(names if len(names) <= 100 else f"{first}_vs_{len(others)}_others")
     files = []
     for comparison in comparisons:
-        result, *beside = (entry.result for entry in comparison.stored)
+        result, *rest = (entry.result for entry in comparison.stored)
+        beside = [other for other in rest if not other.incomparable(_config(result))]
         files += result.plot(stem.with_name(f"{stem.name}_{comparison.analysis}.{options.figure_format}"), beside)
     return files
+
+
+def _config(result: AnalysisResult) -> Any:
+    """The options of a stored result as its analysis's Config, with all parts, for those come from several runs."""
+    config = importlib.import_module(f"analyze.{result.analysis}.spec").Config
+    hints = get_type_hints(config)
+    stored = {key: value for key, value in (result.config or {}).items() if key in hints}
+    if "parts" in hints:
+        stored["parts"] = get_args(get_args(hints["parts"])[0])
+    try:
+        return config(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{result.analysis} was stored with options that can't be: {error}.") from error
 
 
 # Text
@@ -252,31 +268,40 @@ def _telling(items: Sequence[T], ratio: Callable[[T], float], most: int | None) 
 
 def _cells(line: Line, name: str) -> list[str]:
     cells = [name, _number(line.found[0])]
-    for quantity, pair in zip(line.found[1:], line.differences, strict=True):
-        cells += [_number(quantity), _difference(pair)]
+    for quantity, found in zip(line.found[1:], line.differences, strict=True):
+        cells += [_number(quantity), _difference(found)]
     return cells
 
 
 def _number(quantity: Quantity | None) -> str:
-    return "" if quantity is None else _measured(f"{quantity.value:.4g}", quantity.error)
-
-
-def _difference(pair: tuple[float, float] | None) -> str:
-    if pair is None or math.isnan(pair[0]):
+    if quantity is None:
         return ""
-    return _measured(f"{pair[0]:+.3g}", pair[1]) + (" *" if _is_marked(pair) else "  ")
+    bound = "" if quantity.bound is None else f" (± {quantity.bound:.2g})"
+    return _measured(f"{quantity.value:.4g}", quantity.error) + bound
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None or math.isnan(found.value):
+        return ""
+    return _measured(f"{found.value:+.3g}", found.error) + (" *" if found.is_marked else "  ")
 
 
 def _measured(value: str, error: float | None) -> str:
     return value + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")
 
 
-def _is_marked(pair: tuple[float, float] | None) -> bool:
-    return pair is not None and abs(pair[0]) > 2 * pair[1]  # never where one of them is not known
-
-
-def _marked(comparison: Comparison) -> bool:
-    return any(_is_marked(pair) for line in comparison.lines for pair in line.differences)
+def _footnotes(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the marks in the tables mean."""
+    lines = [line for comparison in comparisons for line in comparison.lines]
+    notes = []
+    if any(each is not None and each.is_marked for line in lines for each in line.differences):
+        notes.append(
+            "* more than two standard errors, or for few samples as many as Student's t asks for at the same 95.45 %; "
+            "of rows without a true difference, one in 22 gets a star by chance"
+        )
+    if any(quantity is not None and quantity.bound is not None for line in lines for quantity in line.found):
+        notes.append("(±) bound on the error, an eigenvalue's residual: no standard error, so differences have no star")
+    return notes
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -291,6 +316,12 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"{entry.name} - {first.name}: {how}")
         if options := _other_options(first.result, entry.result):
             notes.append(f"{entry.name} and {first.name} differ in options: {options}")
+        paths = [(each.result.subject or {}).get("smoothing") for each in (entry, first)]
+        if all(paths) and paths[0] != paths[1]:
+            notes.append(
+                f"{entry.name} and {first.name} were computed with the smoothing operator {paths[0]} and {paths[1]}, "
+                "which differ in rounding"
+            )
     return notes
 
 
@@ -330,14 +361,15 @@ def _line_content(line: Line, names: Sequence[str]) -> dict[str, Any]:
     return {
         "name": line.name,
         "values": {
-            name: {"value": plain(float(quantity.value)), "error": plain(quantity.error)}
+            name: {"value": plain(float(quantity.value)), "stderr": plain(quantity.error)}
+            | ({} if quantity.bound is None else {"bound": plain(quantity.bound)})
             for name, quantity in zip(names, line.found, strict=True)
             if quantity is not None
         },
         "differences": {
-            name: {"value": plain(pair[0]), "stderr": plain(pair[1])}
-            for name, pair in zip(names[1:], line.differences, strict=True)
-            if pair is not None
+            name: {"value": plain(found.value), "stderr": plain(found.error)}
+            for name, found in zip(names[1:], line.differences, strict=True)
+            if found is not None
         },
     }
 

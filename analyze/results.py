@@ -51,16 +51,43 @@ class Quantity(NamedTuple):
     """`quantity`, or `heading: row` for one of many under a heading, such as `model variance: layer1.0`."""
     value: float
     error: float | None
-    """Standard error, or another bound on the error; None or NaN if there is none."""
+    """Standard error; None or NaN if there is none."""
     samples: np.ndarray | None = None
     """(G,) the same number from the g-th group of images alone (or probe, or mini-batch), NaN where it has none; or
     jackknife pseudo-values where that number means nothing for so few images."""
     weights: np.ndarray | None = None
     """(G,) images in each group; None if all weigh the same."""
+    bound: float | None = None
+    """Largest error that the value can have, such as an eigenvalue's residual: no standard error."""
 
 
-def difference(a: Quantity, b: Quantity, paired: bool) -> tuple[float, float]:
-    r"""How much larger b is than a, and the standard error of that.
+class Difference(NamedTuple):
+    """How much larger one quantity is than another."""
+
+    value: float
+    error: float
+    """Standard error; NaN where it isn't known."""
+    freedom: float = math.inf
+    """Degrees of freedom of the standard error: G - 1 for G groups of images; infinite where G isn't known."""
+
+    @property
+    def margin(self) -> float:
+        """What a number whose true value is 0 exceeds by chance in 4.55 % of cases, as it does 2 standard deviations.
+
+        It is Student's t quantile of the degrees of freedom times the standard error.
+        """
+        from scipy.special import ndtr, stdtrit
+
+        return float(stdtrit(self.freedom, ndtr(2.0))) * self.error
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it exceeds the margin; never where one of them is not known or infinite."""
+        return math.isfinite(self.value) and abs(self.value) > self.margin
+
+
+def difference(a: Quantity, b: Quantity, paired: bool) -> Difference:
+    r"""How much larger b is than a, the standard error of that, and its degrees of freedom.
 
     .. math:: d = b - a, \quad
         s^2 = \frac{G}{G-1} \sum_g \left[ \frac{w^b_g (b_g - \bar b)}{W^b} - \frac{w^a_g (a_g - \bar a)}{W^a} \right]^2
@@ -76,21 +103,28 @@ def difference(a: Quantity, b: Quantity, paired: bool) -> tuple[float, float]:
             add up as of independent numbers.
 
     Returns:
-        d, and s: NaN where it isn't known.
+        d, s (NaN where it isn't known), and G - 1. Not paired, the fewer degrees of freedom of the two.
     """
     value = b.value - a.value
     if not paired or a.samples is None or b.samples is None:
         errors = [math.nan if quantity.error is None else quantity.error for quantity in (a, b)]
-        return value, math.hypot(*errors)
+        return Difference(value, math.hypot(*errors), min(_freedom(a), _freedom(b)))
     count = min(len(a.samples), len(b.samples))
     (mean_a, influence_a, held_a), (mean_b, influence_b, held_b) = (_influence(quantity, count) for quantity in (a, b))
     if len(a.samples) != len(b.samples):
         value = mean_b - mean_a
     groups = int((held_a | held_b).sum())
     if groups < 2:
-        return value, math.nan
+        return Difference(value, math.nan)
     squares = float(((influence_b - influence_a) ** 2).sum())
-    return value, math.sqrt(squares * groups / (groups - 1))
+    return Difference(value, math.sqrt(squares * groups / (groups - 1)), groups - 1)
+
+
+def _freedom(quantity: Quantity) -> float:
+    if quantity.samples is None:
+        return math.inf
+    *_, held = _influence(quantity, len(quantity.samples))
+    return max(1, int(held.sum()) - 1)
 
 
 def _influence(quantity: Quantity, count: int) -> tuple[float, np.ndarray, np.ndarray]:

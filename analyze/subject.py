@@ -23,7 +23,8 @@ from analyze.batches import Batch, Batches, as_batches
 from data_cache import ImageData, InputError, augment, normalize
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.devices import pick_device
-from models.ensemble import Ensemble, check_members, ensemble_name, mean_log_probability
+from models.ensemble import Ensemble, check_members, ensemble_name, first_tensor, mean_log_probability
+from models.layers import smoothing_path
 from models.randomness import derived_seed, fixed_randomness
 from models.recorded import recorded_data
 
@@ -183,7 +184,8 @@ class Subject:
         other = copy.copy(self)
         other.data = as_batches(images, self._batch_size, limit, self.device, self.dtype)
         other._whole, other._normalization = images.to(self.device), (images.mean, images.std)
-        other.__dict__.pop("normalization", None)
+        for known in ("normalization", "stochastic"):  # of the images so far
+            other.__dict__.pop(known, None)
         return other
 
     @property
@@ -202,10 +204,13 @@ class Subject:
 
     @cached_property
     def stochastic(self) -> bool:
-        """Whether two Monte Carlo passes of the first few images differ in any bit."""
+        """Whether the outputs of two Monte Carlo passes of the first few images differ in any bit.
+
+        Outputs that are no number don't tell, and count as if they differed.
+        """
         x, _ = next(iter(self.data))
         first, second = (self.outputs(x[:FEW], 0, number) for number in (0, 1))
-        return bool(((first != second) & ~(first.isnan() & second.isnan())).any())
+        return not torch.equal(first, second)
 
     def passes(self, asked: int) -> int:
         """How many Monte Carlo passes make sense: as many as asked for, but one if all of them are the same."""
@@ -257,9 +262,11 @@ class Subject:
             if self._whole is not None or self._normalization is None
             else {"normalization": [list(each) for each in self._normalization]}
         )
+        path = smoothing_path(self.model, self.device)
         return {
             **identity,
             **declared,
+            **({"smoothing": path} if path else {}),
             "data": self.data.spec,
             "images": self.data.images,
             "data_sha256": self.data.sha256,
@@ -343,7 +350,7 @@ class Subject:
                 output = functional_call(model, {**weights, **{n: b.clone() for n, b in model.named_buffers()}}, (x,))
             else:
                 output = model(x)
-        return _first_tensor(output)
+        return first_tensor(output)
 
     def log_probability(self, x: Tensor, index: int, passes: int) -> Tensor:
         r"""Logarithm of the mean probability over Monte Carlo passes 0 to S - 1, (B, classes) in float64.
@@ -431,17 +438,6 @@ def _failures(what: str, x: Tensor) -> Iterator[None]:
         raise InputError(f"{what} failed on a batch of shape {tuple(x.shape)}: {reason}") from error
 
 
-def _first_tensor(output: Any) -> Tensor:
-    """The tensor in what a model gave: itself, what is called `logits`, or the first of several."""
-    if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values()), None))
-    elif isinstance(output, (tuple, list)):
-        output = getattr(output, "logits", output[0] if output else None)
-    if not isinstance(output, Tensor):
-        raise InputError(f"the model gives a {type(output).__name__}, not a tensor.")
-    return output
-
-
 def _checked_normalization(
     normalization: Normalization | None, data: ImageData | Iterable[Batch]
 ) -> Normalization | None:
@@ -451,7 +447,12 @@ def _checked_normalization(
         return data.mean, data.std
     if normalization is None:
         return None
-    mean, std = ([float(value) for value in each] for each in normalization)
+    try:
+        mean, std = ([float(value) for value in each] for each in normalization)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"normalization takes (mean, std), each with a number for each channel, not {normalization!r:.100}."
+        ) from error
     if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1.0) <= 0:
         raise InputError(f"normalization takes finite means and stds above 0, not {mean} and {std}.")
     return mean, std

@@ -126,14 +126,17 @@ def run(shared: SharedByAll, configs: Mapping[str, Any], world: World = ALONE) -
         print("loading ...", file=sys.stderr, flush=True)
     name = next(iter(configs))
     network = load_subject(_own(shared, name), split=split_of(name))
-    out = run_file(shared, network.describe())
+    about = network.describe()
+    out = run_file(shared, about)
     if first:
-        _check_files(shared, out, network.describe())
+        _check_files(shared, out, about)
     suite = Suite()
     for number, (name, config) in enumerate(configs.items(), start=1):
         own = _own(shared, name)
         try:
-            subject = network.on(shared.data, split=split_of(name), limit=own.limit or None)
+            subject = network
+            if number > 1:
+                subject = network.on(shared.data, split=split_of(name), limit=own.limit or None)
             if first:
                 title = f"{name} {number}/{len(configs)}" if len(configs) > 1 else ""
                 suite.outcomes[name] = carry_out(name, own, config, subject, out, world, title)
@@ -145,7 +148,7 @@ def run(shared: SharedByAll, configs: Mapping[str, Any], world: World = ALONE) -
             suite.failed[name] = str(error)
     if first:
         _draw(suite, shared, configs, out)
-        _report(suite, shared, network.describe(), out)
+        _report(suite, shared, about, out)
     return suite
 
 
@@ -197,12 +200,14 @@ def _report(suite: Suite, shared: Shared, about: Mapping[str, Any], out: Path) -
         print(json.dumps(plain(found), indent=2, default=str))
         return
     print(f"{checkpoint_name(about)} ({about['model']}): {setting(about)}")
-    if status := smoothing_status(about):
-        print(status)
+    if overall := smoothing_status(about):
+        print(overall)
     for name, outcome in suite.outcomes.items():
         subject = outcome.result.subject or {}
         stored = "" if outcome.fresh else " (already in the run file)"
         print(f"\n{name}: {subject['images']:,} images of {subject['data']}, {outcome.seconds:.1f} s{stored}")
+        if subject.get("smoothing") != about.get("smoothing"):
+            print(smoothing_status(subject, outcome.fresh))
         print(table(outcome.result.rows()))
     print()
     for name, reason in suite.failed.items():

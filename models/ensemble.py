@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,23 @@ class Ensemble(nn.Module):
         self.name = name or f"{getattr(self.models[0], 'name', 'model')}_ensemble"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) inputs to (N, classes) log-probabilities."""
-        return mean_log_probability([torch.log_softmax(model(x), dim=-1) for model in self.models])
+        """(N, ...) inputs to (N, classes) log-probabilities; of members that give several outputs, `first_tensor`."""
+        return mean_log_probability([torch.log_softmax(first_tensor(model(x)), dim=-1) for model in self.models])
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor in what a model gave: itself, what is called `logits`, or the first of several.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values()), None))
+    elif isinstance(output, (tuple, list)):
+        output = getattr(output, "logits", output[0] if output else None)
+    if not isinstance(output, Tensor):
+        raise InputError(f"the model gives a {type(output).__name__}, not a tensor.")
+    return output
 
 
 def mean_log_probability(log_probabilities: list[Tensor]) -> Tensor:

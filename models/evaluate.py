@@ -78,12 +78,14 @@ def test_metrics(
     return results
 
 
-def evaluate_checkpoint(name: str, config: Config) -> dict[str, dict[str, float]]:
-    """The metrics of one checkpoint."""
+def evaluate_checkpoint(name: str, config: Config, notes: set[str]) -> dict[str, dict[str, float]]:
+    """The metrics of one checkpoint; what there is to say of how they were computed is added to `notes`."""
     import torch
 
+    from ext import status
     from models.checkpoint import load_checkpoint
     from models.devices import pick_device
+    from models.layers import smoothing_path
     from models.recorded import recorded_data
 
     if not config.passes or min(config.passes) < 1:
@@ -94,6 +96,8 @@ def evaluate_checkpoint(name: str, config: Config) -> dict[str, dict[str, float]
     if config.limit is not None:
         data = data.limit(config.limit)
     model = checkpoint.model.to(device, memory_format=torch.channels_last)
+    if smoothing_path(model, device) is not None:
+        notes.add(status())
     if not config.quiet:
         print(checkpoint.path.stem, file=sys.stderr)
     return test_metrics(
@@ -122,7 +126,10 @@ def main() -> None:
     """Parse the command line, evaluate, print."""
     config = tyro.cli(Config, prog="python -m models.evaluate")
     with exit_on_input_error():
-        rows = {name: evaluate_checkpoint(name, config) for name in config.ckpt}
+        notes: set[str] = set()
+        rows = {name: evaluate_checkpoint(name, config, notes) for name in config.ckpt}
+        for note in notes:
+            print(note, file=sys.stderr if config.json else sys.stdout)
         print(json.dumps(rows, indent=2) if config.json else table(rows))
 
 

@@ -118,6 +118,15 @@ class TanhBlurBlock(TanhBlock):
         return ext.smooth(self.bn(x) if self.normalizes else x, self.temp)
 
 
+def smoothing_path(model: nn.Module, device: torch.device) -> str | None:
+    """Which path computes the smoothing operator of a network on a device, fused or eager; None if it has none."""
+    from ext.smoothing import DEVICES
+
+    if not any(isinstance(module, TanhBlurBlock) for module in model.modules()):
+        return None
+    return "fused" if device.type in DEVICES else "eager"
+
+
 class BNTanhBlurBlock(TanhBlurBlock):
     """BatchNorm before `TanhBlurBlock`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,10 +83,12 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     from tqdm import tqdm
 
     import data_cache
+    from ext import status
     from models.arguments import parse_key_values
     from models.checkpoint import build_model, save_checkpoint
     from models.devices import pick_device
     from models.evaluate import test_metrics
+    from models.layers import smoothing_path
     from models.randomness import derived_seed, fixed_randomness
 
     _check(config)
@@ -100,6 +103,9 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     with fixed_randomness("cpu", config.seed, 0):
         model = build_model(config.model, kwargs)
     model = model.to(device, memory_format=torch.channels_last).train()
+    path = smoothing_path(model, device)
+    if path is not None and not config.quiet:
+        print(status(), file=sys.stderr)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     resume = config.out.with_name(config.out.name + ".resume")
     recipe = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
@@ -159,6 +165,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             "images": len(data),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "smoothing": path,
             "final_loss": mean,
         },
         "test": metrics,

@@ -13,39 +13,41 @@ from analyze.hessian.spec import MaxSpectrum, Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 def figures(result: Result, others: Sequence[Result] = ()) -> dict[str, Figure]:
-    """The figures for what the result holds, by name.
+    """The figures for what the result holds, by name, with `others` that hold the same in them.
 
     `""`: spectral density on a log axis, and the extreme eigenvalues with their residuals as whiskers;
-    `"max_spectrum"`: density of the mini-batches' largest eigenvalues, with those of `others` that hold some;
-    `"blocks"`: mean and largest eigenvalue of each layer, and the bits allotted to it.
+    `"max_spectrum"`: density of the mini-batches' largest eigenvalues;
+    `"blocks"`: mean and largest eigenvalue of each layer, and, of a result alone, the bits allotted to it.
     """
     drawn: dict[str, Figure] = {}
+    results = [result, *others]
     if result.density is not None or result.extremes is not None:
-        drawn[""] = _spectrum(result)
+        drawn[""] = _spectrum([each for each in results if each.density is not None or each.extremes is not None])
     if result.max_spectrum is not None:
-        drawn["max_spectrum"] = _max_spectrum([result, *(other for other in others if other.max_spectrum is not None)])
+        drawn["max_spectrum"] = _max_spectrum([each for each in results if each.max_spectrum is not None])
     if result.blocks is not None:
-        drawn["blocks"] = _blocks(result)
+        drawn["blocks"] = _blocks([each for each in results if each.blocks is not None])
     return drawn
 
 
-def _spectrum(result: Result) -> Figure:
+def _spectrum(results: Sequence[Result]) -> Figure:
     fig = new_figure(4.0)
-    if result.density is None:
-        axes = fig.subplots()
-        _draw_extremes(axes, result)
-    elif result.extremes is None:
-        axes = fig.subplots()
-        _draw_density(axes, result)
-    else:
+    densities = any(result.density is not None for result in results)
+    if densities and any(result.extremes is not None for result in results):
         top, axes = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        _draw_density(top, result)
-        _draw_extremes(axes, result)
+        _draw_density(top, results)
+        _draw_extremes(axes, results)
+    else:
+        axes = fig.subplots()
+        (_draw_density if densities else _draw_extremes)(axes, results)
+    if len(results) > 1:
+        fig.legend(handles=_models(results), loc="outside lower center", fontsize=8, frameon=False)
     axes.set_xlabel("eigenvalue of the Hessian of the loss (nats)")
-    fig.suptitle(_title(result), fontsize=10)
+    fig.suptitle(_title(results), fontsize=10)
     return fig
 
 
@@ -53,8 +55,17 @@ def _name(result: Result) -> str:
     return model_name(result) or f"{result.parameters:,} parameters"
 
 
-def _title(result: Result) -> str:
-    return title(result) + _settings(result) if result.subject else _name(result)
+def _title(results: Sequence[Result]) -> str:
+    """What is drawn: of one network its name and images, of several the images of the first."""
+    first = results[0]
+    if not first.subject:
+        return _name(first) if len(results) == 1 else ""
+    return title(first) + _settings(first) if len(results) == 1 else _images(first)
+
+
+def _images(result: Result) -> str:
+    subject = result.subject or {}
+    return f"{subject['images']:,} images of {subject['data']}{_settings(result)}" if subject else ""
 
 
 def _settings(result: Result) -> str:
@@ -62,47 +73,67 @@ def _settings(result: Result) -> str:
     return (f", weight decay {decay:g}" if decay else "") + (f", over {' '.join(globs)}" if globs else "")
 
 
-def _draw_density(axes: Axes, result: Result) -> None:
-    density = result.density
-    assert density is not None
-    floor = 1e-3 / (result.parameters * density.width)  # a thousandth of one eigenvalue under the kernel
-    axes.semilogy(density.x, np.maximum(density.density, floor), color=BLUE, linewidth=1.2)
-    axes.fill_between(density.x, floor, np.maximum(density.density, floor), color=BLUE, alpha=0.15, linewidth=0)
+def _color(place: int) -> str:
+    return MODELS[place % len(MODELS)]
+
+
+def _models(results: Sequence[Result]) -> list[Line2D]:
+    """A legend's line for each network, with its images where they are not those of the first."""
+    from matplotlib.lines import Line2D
+
+    names = [_name(result) + f" ({_images(result)})" * (_images(result) != _images(results[0])) for result in results]
+    return [Line2D([], [], color=_color(place), label=name) for place, name in enumerate(names)]
+
+
+def _draw_density(axes: Axes, results: Sequence[Result]) -> None:
+    found = [(place, result, result.density) for place, result in enumerate(results) if result.density is not None]
+    # a thousandth of one eigenvalue under the kernel
+    floor = min(1e-3 / (result.parameters * density.width) for _, result, density in found)
+    for place, _, density in found:
+        curve = np.maximum(density.density, floor)
+        axes.semilogy(density.x, curve, color=_color(place), linewidth=1.2)
+        axes.fill_between(density.x, floor, curve, color=_color(place), alpha=0.15, linewidth=0)
     axes.set_ylim(bottom=floor)
     axes.set_ylabel("density (1/nat)")
-    probes, steps = density.node.shape
-    label = f"{probes} probe{'s' * (probes > 1)} × {steps} Lanczos steps\nkernel width {density.width:.3g}"
-    if len(density.outlier):
-        label += f"\n{len(density.outlier)} outliers deflated"
+    if len(results) == 1:
+        density = found[0][2]
+        probes, steps = density.node.shape
+        label = f"{probes} probe{'s' * (probes > 1)} × {steps} Lanczos steps\nkernel width {density.width:.3g}"
+        if len(density.outlier):
+            label += f"\n{len(density.outlier)} outliers deflated"
+    else:
+        label = "kernel width " + ", ".join(f"{density.width:.3g}" for *_, density in found)
     axes.text(0.985, 0.95, label, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=GREY)
     _tidy(axes)
 
 
-def _draw_extremes(axes: Axes, result: Result) -> None:
-    found = result.extremes
-    assert found is not None
-    for color, marker, name, values, residuals in (
-        (VERMILLION, "o", "largest", found.largest, found.largest_residual),
-        (GREEN, "s", "smallest", found.smallest, found.smallest_residual),
-    ):
-        if len(values):
-            axes.errorbar(
-                values,
-                np.arange(1, len(values) + 1),
-                xerr=residuals,
-                fmt=marker,
-                color=color,
-                markersize=4,
-                capsize=3,
-                linewidth=1,
-                label=name,
-            )
+def _draw_extremes(axes: Axes, results: Sequence[Result]) -> None:
+    from matplotlib.lines import Line2D
+
+    alone, kinds, missing = len(results) == 1, {}, []
+    for place, result in enumerate(results):
+        if (found := result.extremes) is None:
+            continue
+        if not found.converged:
+            missing.append(_name(result))
+        for own, marker, name, values, residuals in (
+            (VERMILLION, "o", "largest", found.largest, found.largest_residual),
+            (GREEN, "s", "smallest", found.smallest, found.smallest_residual),
+        ):
+            if len(values):
+                ranks = np.arange(1, len(values) + 1) + 0.24 * (place - (len(results) - 1) / 2)
+                axes.errorbar(
+                    values, ranks, xerr=residuals, fmt=marker, color=own if alone else _color(place), markersize=4,
+                    capsize=3, linewidth=1, label=name,
+                )  # fmt: skip
+                kinds[name] = Line2D([], [], color=GREY, marker=marker, markersize=4, linewidth=0, label=name)
     axes.invert_yaxis()
     axes.margins(y=0.2)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("rank")
-    note = "whiskers: residual" if found.converged else "whiskers: residual; NOT CONVERGED"
-    axes.legend(title=note, fontsize=8, title_fontsize=8, frameon=False, loc="best")
+    note = "whiskers: residual" + (f"; {'' if alone else ', '.join(missing) + ' '}NOT CONVERGED" if missing else "")
+    handles = {} if alone else {"handles": list(kinds.values())}
+    axes.legend(**handles, title=note, fontsize=8, title_fontsize=8, frameon=False, loc="best")
     _tidy(axes)
 
 
@@ -114,7 +145,7 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
     shown = [(_name(result), *_positive(result.max_spectrum, logarithmic)) for result in results]
     height = 0.035
     for row, (name, values, left_out) in enumerate(shown):
-        color = MODELS[row % len(MODELS)]
+        color = _color(row)
         if len(values):
             label = f"{name} (median {np.median(values):.3g})" + (f", {left_out} not above 0 left out" * (left_out > 0))
             if (source := _source(results[row])) != _source(results[0]):
@@ -177,23 +208,28 @@ def _source(result: Result) -> str:
     return f"{batches} of {spectrum.data.split(' (')[0]}{_settings(result)}"
 
 
-def _blocks(result: Result) -> Figure:
-    """By depth: mean eigenvalue with standard error, largest with residual, and bits where they were allotted."""
-    blocks, quantization = result.blocks, result.quantization
-    assert blocks is not None
+def _blocks(results: Sequence[Result]) -> Figure:
+    """By depth: mean eigenvalue with standard error, largest with residual, and of one network the bits allotted."""
+    found = [result.blocks for result in results if result.blocks is not None]
+    alone, quantization = len(results) == 1, results[0].quantization if len(results) == 1 else None
     panels = 2 if quantization is None else 3
     fig = new_figure(2.2 + 1.6 * panels)
     axes = fig.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-    depth = np.arange(len(blocks.block))
-    mean, error = blocks.trace / blocks.size, blocks.trace_stderr / blocks.size
-    _by_depth(axes[0], depth, mean, error, "trace / size (nats)", BLUE)
-    _by_depth(axes[1], depth, blocks.largest, blocks.largest_residual, "largest eigenvalue (nats)", VERMILLION)
-    missing = np.flatnonzero(~blocks.converged & ~np.isnan(blocks.largest))
-    if len(missing):
-        axes[1].plot(depth[missing], blocks.largest[missing], "x", color="black", label="NOT CONVERGED")
-        axes[1].legend(fontsize=8, frameon=False)
+    places = {name: place for place, name in enumerate(dict.fromkeys(str(n) for each in found for n in each.block))}
+    for row, blocks in enumerate(found):
+        depth = np.array([places[str(name)] for name in blocks.block]) + 0.2 * (row - (len(found) - 1) / 2)
+        mean, error = blocks.trace / blocks.size, blocks.trace_stderr / blocks.size
+        _by_depth(axes[0], depth, mean, error, BLUE if alone else _color(row))
+        _by_depth(axes[1], depth, blocks.largest, blocks.largest_residual, VERMILLION if alone else _color(row))
+        missing = np.flatnonzero(~blocks.converged & ~np.isnan(blocks.largest))
+        if len(missing):
+            axes[1].plot(depth[missing], blocks.largest[missing], "x", color="black", label="NOT CONVERGED")
+            handles = axes[1].get_legend_handles_labels()[0]
+            axes[1].legend(handles=handles[-1:], fontsize=8, frameon=False)
+    _scale(axes[0], np.concatenate([each.trace / each.size for each in found]), "trace / size (nats)")
+    _scale(axes[1], np.concatenate([each.largest for each in found]), "largest eigenvalue (nats)")
     if quantization is not None:
-        where = [int(np.flatnonzero(blocks.block == layer)[0]) for layer in quantization.layer]
+        where = [places[str(layer)] for layer in quantization.layer]
         for offset, color, marker, criterion, chosen in zip(
             (-0.12, 0.12), (GREEN, GREY), ("o", "s"), quantization.criterion, quantization.allocation, strict=False
         ):
@@ -205,14 +241,20 @@ def _blocks(result: Result) -> Figure:
     for panel in axes:
         plain_axes(panel)
         panel.grid(axis="x", linewidth=0.3)
-    axes[-1].set_xticks(depth, [str(name) for name in blocks.block], rotation=90, fontsize=6)
-    axes[-1].set_xlim(-0.7, len(depth) - 0.3)
-    fig.suptitle(_title(result), fontsize=10)
+    axes[-1].set_xticks(range(len(places)), list(places), rotation=90, fontsize=6)
+    axes[-1].set_xlim(-0.7, len(places) - 0.3)
+    if not alone:
+        fig.legend(handles=_models(results), loc="outside lower center", fontsize=8, frameon=False)
+    fig.suptitle(_title(results), fontsize=10)
     return fig
 
 
-def _by_depth(axes: Axes, depth: np.ndarray, value: np.ndarray, error: np.ndarray, label: str, color: str) -> None:
+def _by_depth(axes: Axes, depth: np.ndarray, value: np.ndarray, error: np.ndarray, color: str) -> None:
     axes.errorbar(depth, value, yerr=error, fmt="o", color=color, markersize=3.5, capsize=2, linewidth=1)
+
+
+def _scale(axes: Axes, value: np.ndarray, label: str) -> None:
+    """An axis that is logarithmic but near zero, where there are values above it."""
     finite = value[np.isfinite(value)]
     if finite.size and finite.max() > 0:
         axes.set_yscale("symlog", linthresh=max(float(np.abs(finite).max()) * 1e-4, 1e-30))

@@ -267,7 +267,7 @@ class Result(AnalysisResult):
         return rows
 
     def quantities(self) -> list[Quantity]:
-        """Eigenvalues with their residuals; estimates with a sample for each probe or mini-batch."""
+        """Eigenvalues with their residuals as bounds; estimates with a sample for each probe or mini-batch."""
         found = [] if np.isnan(self.loss) else [Quantity("loss", self.loss, None)]
         found += [] if np.isnan(self.loss) else [Quantity("gradient norm", self.gradient_norm, None)]
         if (extremes := self.extremes) is not None:
@@ -288,14 +288,17 @@ class Result(AnalysisResult):
                 value, error = float(blocks.trace[place]), float(blocks.trace_stderr[place])
                 found.append(Quantity(f"trace of a layer: {name}", value, error, used[:, place]))
             for name, value, residual in zip(blocks.block, blocks.largest, blocks.largest_residual, strict=True):
-                found.append(Quantity(f"largest eigenvalue of a layer: {name}", float(value), float(residual)))
+                name = f"largest eigenvalue of a layer: {name}"
+                found.append(Quantity(name, float(value), None, bound=float(residual)))
         return [quantity for quantity in found if not np.isnan(quantity.value)]
 
     def incomparable(self, config: Config) -> str:
         """Why it can't be drawn beside a result of this config; empty if it can."""
-        if "max-spectrum" not in config.parts:
-            return "max-eigenvalue spectra are compared; add max-spectrum to --parts"
-        return "" if self.max_spectrum is not None else "it holds no max-eigenvalue spectrum"
+        drawn = [part for part in config.parts if part != "trace"]
+        if not drawn:
+            return "a trace has no figure to compare in; add density, max-spectrum or blocks to --parts"
+        held = any(getattr(self, part.replace("-", "_")) is not None for part in drawn)
+        return "" if held else f"it holds none of {', '.join(drawn)}"
 
     def tables(self) -> list[str]:
         """Layers, and what rounding their weights costs."""
@@ -322,7 +325,7 @@ def _extremes_rows(found: Extremes) -> list[Row]:
 
 def _ranked(heading: str, values: np.ndarray, residuals: np.ndarray) -> list[Quantity]:
     return [
-        Quantity(f"{heading}: {rank}", float(value), float(residual))
+        Quantity(f"{heading}: {rank}", float(value), None, bound=float(residual))
         for rank, (value, residual) in enumerate(zip(values, residuals, strict=True), start=1)
     ]
 
@@ -340,14 +343,14 @@ def _second_moments(density: Density, parameters: int) -> np.ndarray:
 
 
 def _second_moment(density: Density, parameters: int, config: Mapping[str, Any]) -> Row:
-    name, value, error, samples, _ = _mean_of("mean squared eigenvalue", _second_moments(density, parameters))
-    count = 0 if samples is None else len(samples)
+    found = _mean_of("mean squared eigenvalue", _second_moments(density, parameters))
+    count = len(density.node)
     wanted = config.get("largest", 0) + config.get("smallest", 0) if config.get("deflate") else 0
     deflated = f"{len(density.outlier)} outliers deflated"
     if len(density.outlier) < wanted < parameters:
         deflated += f", {wanted - len(density.outlier)} NOT CONVERGED"
     remark = _error_of(count, f"{density.node.shape[1]} Lanczos steps, {deflated}")
-    return Row(name, value, error, remark)
+    return Row(found.name, found.value, found.error, remark)
 
 
 def _spectrum_rows(found: MaxSpectrum) -> list[Row]:

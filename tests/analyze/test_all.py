@@ -182,8 +182,10 @@ def test_network_is_loaded_once(added, tiny_checkpoint, tmp_path, monkeypatch):
 
     calls, load = [], analyze.subject.load_checkpoint
     monkeypatch.setattr(analyze.subject, "load_checkpoint", lambda *a, **k: calls.append(a) or load(*a, **k))
+    images, recorded = [], analyze.subject.recorded_data
+    monkeypatch.setattr(analyze.subject, "recorded_data", lambda *a: images.append(a) or recorded(*a))
     assert all_in_one("--ckpt", tiny_checkpoint, "--out", tmp_path / "A.h5", *ONLY).status == 0
-    assert len(calls) == 1
+    assert len(calls) == 1 and len(images) == 2  # one for each analysis
 
 
 def test_what_one_refuses_stops_none_of_the_others(added, tiny_checkpoint, tmp_path):

@@ -97,6 +97,34 @@ def test_same_command_again_computes_nothing(command, tiny_checkpoint, finished,
     assert finished.read_bytes() == before
 
 
+def test_stored_result_names_the_path_that_it_was_computed_by(command, tiny_checkpoint, tmp_path, monkeypatch):
+    """Computed by the eager path and printed, then extended, where the fused one is loaded."""
+    path = {}
+    monkeypatch.setattr("analyze.subject.smoothing_path", lambda model, device: path["now"])
+    base = ["--ckpt", tiny_checkpoint, "--out", tmp_path / "A.h5", *SMALL, "--parts", "trace", "--no-plot"]
+    path["now"] = "eager"
+    assert command(*base).status == 0
+    path["now"] = "fused"
+    assert "smoothing operator: eager (cpu)\n" in command(*base).out
+    assert json.loads(command(*base, "--json").out)["subject"]["smoothing"] == "eager"
+    more = command(*base, "--trace-samples", "5")
+    assert "smoothing operator: eager and fused (cpu)\n" in more.out
+    assert Result.read(tmp_path / "A.h5").subject["smoothing"] == "eager and fused"
+    restarted = command(*base, "--restart", "--json")
+    assert json.loads(restarted.out)["subject"]["smoothing"] == "fused"
+
+
+def test_run_file_of_before_paths_were_stored_goes_on(command, tiny_checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "A.h5"
+    base = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL, "--parts", "trace", "--no-plot"]
+    assert command(*base).status == 0
+    with h5py.File(out, "a", libver="v108") as file:
+        subject = json.loads(file["hessian"].attrs["subject"])
+        del subject["smoothing"]
+        file["hessian"].attrs["subject"] = json.dumps(subject)
+    assert "smoothing operator: unknown (cpu)\n" in command(*base).out
+
+
 def test_parts_of_several_runs_add_up(command, tiny_checkpoint, tmp_path, finished):
     out = tmp_path / "A.h5"
     for part in ("trace", "density", "extremes"):
@@ -366,8 +394,8 @@ def holds(path, part: str) -> bool:
 def test_comparisons_that_cannot_be_drawn_are_refused_before_work(command, tiny_checkpoint, tmp_path, finished):
     base = ["--ckpt", tiny_checkpoint, "--out", tmp_path / "A.h5", *SMALL]
     spectrum = ["--parts", "max-spectrum"]
-    assert_sentence(command(*base, "--compare", finished), "max-spectrum", "--parts")
-    assert_sentence(command(*base, *spectrum, "--compare", finished), str(finished), "no max-eigenvalue spectrum")
+    assert_sentence(command(*base, "--parts", "trace", "--compare", finished), "max-spectrum", "--parts")
+    assert_sentence(command(*base, *spectrum, "--compare", finished), str(finished), "none of max-spectrum")
     assert_sentence(command(*base, *spectrum, "--compare", finished, "--no-plot"), "--no-plot")
     assert_sentence(command(*base, *spectrum, "--compare", tiny_checkpoint), str(tiny_checkpoint))
     assert list(tmp_path.iterdir()) == []

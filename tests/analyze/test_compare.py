@@ -16,7 +16,7 @@ from commands import Outcome
 
 from analyze import compare
 from analyze.hessian.spec import Blocks, Config, Extremes, MaxSpectrum, Result, Trace
-from analyze.results import GROUPS, Quantity, difference, group_of
+from analyze.results import GROUPS, Difference, Quantity, difference, group_of
 from data_cache import InputError
 
 
@@ -40,7 +40,7 @@ def test_paired_error_is_that_of_the_mean_of_differences(images):
     generator = np.random.default_rng(images)
     common = generator.normal(size=images) * 10
     a, b = (grouped(common + generator.normal(size=images) + shift) for shift in (0.0, 0.5))
-    value, error = difference(a, b, paired=True)
+    value, error, _ = difference(a, b, paired=True)
     assert value == b.value - a.value
     held = a.weights > 0
     w, d = a.weights[held], (b.samples - a.samples)[held]
@@ -60,7 +60,7 @@ def test_paired_error_covers_the_spread_of_repeated_experiments():
         common = generator.normal(size=640) * 10
         a, b = (grouped(common + generator.normal(size=640) + shift) for shift in (0.0, 0.5))
         found.append(difference(a, b, paired=True))
-    values, errors = np.array(found).T
+    values, errors, _ = np.array(found).T
     # the spread of 400 values is known to 1 / sqrt(800) = 3.5%; 4 standard deviations of it
     assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.14)
     assert abs(values.mean() - 0.5) < 4 * errors.mean() / 20
@@ -72,7 +72,7 @@ def test_ratios_with_weights_of_their_own_have_the_error_of_the_linearised_ratio
     count = generator.integers(5, 20, size=(2, GROUPS))
     share = generator.beta(3, 2, size=(2, GROUPS)) * 0.2 + generator.beta(3, 2, size=GROUPS) * 0.8
     pair = [Quantity("rate", float((n * p).sum() / n.sum()), None, p, n) for n, p in zip(count, share, strict=True)]
-    value, error = difference(*pair, paired=True)
+    value, error, _ = difference(*pair, paired=True)
     rows = generator.integers(0, GROUPS, size=(4000, GROUPS))
     rates = (count * share)[:, rows].sum(2) / count[:, rows].sum(2)
     assert value == pair[1].value - pair[0].value
@@ -81,29 +81,59 @@ def test_ratios_with_weights_of_their_own_have_the_error_of_the_linearised_ratio
 
 def test_unpaired_errors_add_as_of_independent_numbers():
     a, b = Quantity("x", 1.0, 3.0, np.zeros(3)), Quantity("x", 3.0, 4.0, np.ones(3))
-    assert difference(a, b, paired=False) == (2.0, 5.0)
-    assert difference(a._replace(samples=None), b, paired=True) == (2.0, 5.0)
-    value, error = difference(a._replace(error=None), b, paired=False)
+    assert difference(a, b, paired=False) == (2.0, 5.0, 2)
+    assert difference(a._replace(samples=None), b, paired=True) == (2.0, 5.0, 2)
+    assert difference(a._replace(samples=None), b._replace(samples=None), paired=True) == (2.0, 5.0, math.inf)
+    value, error, _ = difference(a._replace(error=None), b, paired=False)
     assert value == 2.0 and math.isnan(error)
 
 
 def test_further_samples_of_one_do_not_count():
     a = Quantity("trace", 2.0, None, np.array([1.0, 2.0, 3.0]))
     b = Quantity("trace", 9.0, None, np.array([2.0, 3.0, 7.0, 24.0]))
-    value, error = difference(a, b, paired=True)
+    value, error, _ = difference(a, b, paired=True)
     assert value == pytest.approx(2.0)  # of the first three: 4 - 2
     assert error == pytest.approx(np.std([1.0, 1.0, 4.0], ddof=1) / math.sqrt(3))
 
 
 @pytest.mark.parametrize("samples", [np.array([2.0]), np.array([np.nan, 2.0]), np.array([])])
 def test_one_group_has_no_standard_error(samples):
-    value, error = difference(Quantity("x", 1.0, None, samples), Quantity("x", 2.0, None, samples), paired=True)
+    value, error, _ = difference(Quantity("x", 1.0, None, samples), Quantity("x", 2.0, None, samples), paired=True)
     assert value == 1.0 and math.isnan(error)
 
 
 def test_equal_results_differ_by_exactly_nothing():
     a = grouped(np.random.default_rng(2).normal(size=100))
-    assert difference(a, a, paired=True) == (0.0, 0.0)
+    assert difference(a, a, paired=True)[:2] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20, 64])
+def test_star_is_as_rare_by_chance_for_few_samples_as_for_many(count):
+    """Equal means, 20,000 times: 4.55 % exceed the margin; of two samples and two standard errors, 30 % would."""
+    generator = np.random.default_rng(count)
+    samples = generator.normal(size=(20_000, 2, count))
+    d = samples[:, 1] - samples[:, 0]
+    pairs = [[Quantity("x", float(each.mean()), None, each) for each in pair] for pair in samples[:2]]
+    for pair, own in zip(pairs, d, strict=False):
+        found = difference(*pair, paired=True)
+        assert found.freedom == count - 1 and found.error == pytest.approx(own.std(ddof=1) / math.sqrt(count))
+    margin = Difference(0.0, 1.0, count - 1).margin
+    share = (np.abs(d.mean(1)) > margin * d.std(axis=1, ddof=1) / math.sqrt(count)).mean()
+    assert share == pytest.approx(0.0455, abs=4 * math.sqrt(0.0455 / 20_000))
+
+
+def test_margin_tends_to_two_standard_errors_and_is_unknown_where_they_are():
+    assert Difference(1.0, 3.0).margin == pytest.approx(6.0, rel=1e-12)
+    assert Difference(1.0, 1.0, 1).margin == pytest.approx(math.tan(math.erf(math.sqrt(2)) * math.pi / 2))  # Cauchy
+    assert Difference(6.1, 3.0).is_marked and not Difference(-5.9, 3.0).is_marked
+    for found in (Difference(1.0, math.nan), Difference(math.nan, 1.0), Difference(math.inf, 1.0)):
+        assert not found.is_marked
+        assert compare.Line("x", [], [found]).ratio == -1
+
+
+def test_groups_without_images_are_no_degrees_of_freedom():
+    a = Quantity("x", 1.0, 0.1, np.array([1.0, 2.0, np.nan, 4.0]), np.array([1, 1, 0, 1]))
+    assert difference(a, a, paired=True).freedom == difference(a, a, paired=False).freedom == 2
 
 
 # The command
@@ -172,10 +202,8 @@ def test_hessians_are_compared_probe_by_probe_and_batch_by_batch(tmp_path):
     assert [entry.name for entry in comparison.stored] == ["A", "B"]
     lines = {line.name: line for line in comparison.lines}
     d = np.subtract(SAMPLES["B"], SAMPLES["A"])
-    assert lines["trace"].differences == [pytest.approx((d.mean(), d.std(ddof=1) / math.sqrt(3)))]
-    # residuals bound errors of one eigenvalue each; every batch's largest grew by exactly 1
-    assert lines["largest eigenvalues: 1"].differences == [pytest.approx((1.0, 0.3 * math.sqrt(2)))]
-    assert lines["max eigenvalue of a batch"].differences == [pytest.approx((1.0, 0.0))]
+    assert lines["trace"].differences == [pytest.approx((d.mean(), d.std(ddof=1) / math.sqrt(3), 2))]
+    assert lines["max eigenvalue of a batch"].differences == [pytest.approx((1.0, 0.0, 1))]  # each grew by exactly 1
     assert lines["share below zero"].found[0].value == 0.25 and lines["share below zero"].differences[0][0] == -0.25
 
 
@@ -185,7 +213,7 @@ def test_other_images_or_seeds_are_not_paired(tmp_path):
     [line] = [line for line in comparison.lines if line.name == "trace"]
     assert comparison.paired == [False]
     assert line.differences == [pytest.approx((b.trace.estimate - a.trace.estimate,
-                                               math.hypot(a.trace.stderr, b.trace.stderr)))]  # fmt: skip
+                                               math.hypot(a.trace.stderr, b.trace.stderr), 2))]  # fmt: skip
     assert "other images, seed; standard errors as of independent" in command(*saved(tmp_path, a, b), "--no-plot").out
 
 
@@ -205,6 +233,57 @@ def test_table_marks_what_differs_by_more_than_two_standard_errors(tmp_path):
     assert "the same images, batches and seed; means are compared pairwise" in outcome.out
     same = command(*saved(tmp_path, result("A"), result("A")), "--no-plot")
     assert "*" not in same.out
+
+
+def test_residuals_are_bounds_and_no_standard_errors(tmp_path):
+    """An eigenvalue that is 1 larger, with residuals of 0.3: no error of the difference, no star, and last in rank."""
+    files = saved(tmp_path, result("A"), result("B"))
+    [comparison] = compare.compare(files)
+    [line] = [line for line in comparison.lines if line.name == "largest eigenvalues: 1"]
+    [found] = line.differences
+    assert found.value == 1.0 and math.isnan(found.error) and not found.is_marked and line.ratio == -1
+    out = command(*files, "--no-plot").out
+    [row] = [each.split("  ") for each in out.splitlines() if "(± 0.3)" in each]
+    assert [cell.strip() for cell in row if cell.strip()] == ["1", "9 (± 0.3)", "10 (± 0.3)", "+1"]
+    assert "(±) bound on the error" in out
+    quantities = json.loads(command(*files, "--no-plot", "--json").out)["analyses"]["hessian"]["quantities"]
+    [told] = [each for each in quantities if each["name"] == "largest eigenvalues: 1"]
+    assert told["values"]["A"] == {"value": 9.0, "stderr": None, "bound": 0.3}
+    assert told["differences"]["B"] == {"value": 1.0, "stderr": None}
+
+
+def test_hessians_are_drawn_together(tmp_path):
+    from analyze.hessian.figures import figures
+
+    a, b = result("A", blocks=3), result("B", blocks=2)
+    drawn = figures(a, [b, replace(b, extremes=None, max_spectrum=None, blocks=None).of({}, b.subject)])
+    for name, lines in (("", 2), ("blocks", 2)):
+        [legend] = drawn[name].legends
+        assert [text.get_text() for text in legend.get_texts()] == ["A", "B"]
+        assert drawn[name]._suptitle.get_text() == "24 images of fashion_mnist:train"
+        for axes in drawn[name].axes:
+            assert len(axes.containers) == lines, name
+    mean = drawn["blocks"].axes[0].containers
+    assert mean[1].lines[0].get_ydata() == pytest.approx(b.blocks.trace / 10)
+    other = figures(a, [result("B", images=48)])[""].legends[0].get_texts()[1].get_text()
+    assert other == "B (48 images of fashion_mnist:train)"
+    assert not figures(a)[""].legends and "A: 24 images" in figures(a)[""]._suptitle.get_text()
+
+
+def test_only_results_that_go_with_the_first_are_drawn_beside_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Result, "plot", lambda self, path, others=(): drawn.append(len(others)) or [])
+    files = saved(tmp_path, result("A", config=Config(parts=("trace",))), result("B"), result("B", seed=1))
+    assert command(*files).status == 0
+    monkeypatch.setattr(Result, "incomparable", lambda self, config: "other rings" * (self.subject["seed"] == 1))
+    assert command(*files).status == 0 and drawn == [2, 1]
+
+
+def test_other_paths_of_the_smoothing_operator_are_told(tmp_path):
+    files = saved(tmp_path, result("A", smoothing="fused"), result("B", smoothing="eager"), result("B", seed=1))
+    notes = json.loads(command(*files, "--no-plot", "--json").out)["analyses"]["hessian"]["notes"]
+    [told] = [note for note in notes if "smoothing" in note]
+    assert told.startswith("run1 and run0") and "eager and fused" in told
 
 
 def test_long_headings_show_what_differs_most_unless_all_is_asked_for(tmp_path):
@@ -287,6 +366,7 @@ def test_numbers_relative_to_the_first_are_listed(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["run0.h5"], ["two or more"]),
+        (["run0.h5", "run1.h5", "./run0.h5"], ["each run file once"]),
         (["run0.h5", "none.h5"], ["none.h5"]),
         (["run0.h5", "text.h5"], ["text.h5", "not an HDF5 file"]),
         (["run0.h5", "empty.h5"], ["run0.h5 holds hessian", "empty.h5 holds none"]),

@@ -18,6 +18,7 @@ from analyze import Subject, hessian
 from analyze.hessian import HessianOperator
 from data_cache import InputError, load
 from models import Ensemble, get_model, save_checkpoint
+from models.layers import TanhBlurBlock
 
 CASE = {case.name: case for case in CASES}
 
@@ -176,6 +177,13 @@ def test_generator_data_is_kept_and_limited():
     assert [len(y) for _, y in subject.data] == [4, 2]
 
 
+def test_empty_batches_are_left_out():
+    nothing, some = ((torch.randn(n, 6), torch.zeros(n, dtype=torch.long)) for n in (0, 3))
+    subject = Subject(mlp(), [nothing, some, nothing, some], limit=5)
+    assert [len(y) for _, y in subject.data] == [3, 2]
+    assert subject.data.batch_size == 3 and subject.minibatches == 2
+
+
 def test_data_too_large_to_keep_is_refused(monkeypatch):
     monkeypatch.setattr("analyze.batches.KEEP_BYTES", 1000)
     with pytest.raises(InputError, match="limit"):
@@ -189,6 +197,7 @@ def test_data_too_large_to_keep_is_refused(monkeypatch):
         ([torch.randn(3, 6)], "pairs"),
         ([(torch.randn(3, 6), torch.zeros(2, dtype=torch.long))], "first sizes must agree"),
         ([(torch.randn(3, 6), 1)], "pairs"),
+        ([(torch.randn(0, 6), torch.zeros(0, dtype=torch.long))], "no images"),
     ],
 )
 def test_data_that_is_no_data_is_one_sentence(data, words):
@@ -262,6 +271,15 @@ def test_data_by_name_gives_the_batches_every_analysis_sees():
 
 def conv_net_3() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_description_tells_the_path_of_the_smoothing_operator(built, monkeypatch):
+    """Of every network with the smoothing blocks, whatever it is called; of no other."""
+    monkeypatch.setattr("ext.smoothing.DEVICES", {"cpu"} if built else set())
+    smooth = nn.Sequential(conv_net(), nn.Unflatten(1, (-1, 1, 1)), TanhBlurBlock(3))
+    assert Subject(smooth, image_data(3)).describe()["smoothing"] == ("fused" if built else "eager")
+    assert "smoothing" not in Subject(conv_net(), image_data(3)).describe()
 
 
 def test_hash_tells_data_apart():
@@ -499,7 +517,7 @@ def test_only_dropout_makes_a_subject_stochastic():
     assert Subject(conv_net(), image_data(4)).stochastic
     with torch.no_grad():
         plain.model[1][1].weight.fill_(torch.nan)
-    assert not Subject(plain.model, list(plain.data)).stochastic
+    assert Subject(plain.model, list(plain.data)).stochastic  # what is no number does not tell
 
 
 def test_batches_are_numbered_by_index_and_first_image():
@@ -535,6 +553,8 @@ def test_normalisation_of_an_iterable_is_told_or_none():
     [(([0.5], [1.0]), image_data(3), "1 means and 1 stds for 2 channels"),
      (([0.5, 0.5], [0.0, 1.0]), image_data(3), "above 0"),
      (([float("nan")] * 2, [1.0] * 2), image_data(3), "finite"),
+     ((0.5, 0.2), image_data(3), r"\(mean, std\), each with a number for each channel, not \(0.5, 0.2\)"),
+     (([0.5], [0.5], [0.5]), image_data(3), r"\(mean, std\)"),
      (None, [(torch.randn(3, 6), torch.zeros(3, dtype=torch.long))], r"\(3, 6\)")],
 )  # fmt: skip
 def test_normalisation_that_does_not_fit_is_one_sentence(normalization, data, words):

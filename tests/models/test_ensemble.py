@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from data_cache import InputError
 from models import Ensemble, mean_log_probability
 
 
@@ -60,6 +61,29 @@ def test_the_name_comes_from_the_first_member_unless_given():
     member.name = "resnet_dnn_18"
     assert Ensemble([member]).name == "resnet_dnn_18_ensemble"
     assert Ensemble([member], name="mine").name == "mine"
+
+
+class Wrapped(nn.Module):
+    """A network that gives more than its logits."""
+
+    def __init__(self, model, wrap):
+        super().__init__()
+        self.model, self.wrap = model, wrap
+
+    def forward(self, x):
+        return self.wrap(self.model(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda z: (z, -z), lambda z: {"features": -z, "logits": z}])
+def test_members_may_give_several_outputs(wrap):
+    plain = [Constant([1.0, 2.0]), Constant([0.0, -1.0])]
+    wrapped = Ensemble([Wrapped(member, wrap) for member in plain])
+    assert torch.equal(wrapped(torch.zeros(3, 1)), Ensemble(plain)(torch.zeros(3, 1)))
+
+
+def test_members_that_give_no_tensor_are_one_sentence():
+    with pytest.raises(InputError, match="gives a str, not a tensor"):
+        Ensemble([Wrapped(Constant([1.0]), str)])(torch.zeros(1, 1))
 
 
 def test_no_members_are_refused():

@@ -8,6 +8,7 @@ import torch
 from commands import metadata
 
 from data_cache import load
+from ext import status
 from models import get_model, load_checkpoint, save_checkpoint
 from models.evaluate import main
 from models.metrics import evaluate
@@ -41,6 +42,21 @@ def test_numbers_are_those_of_evaluate_on_the_test_split(monkeypatch, capsys, ch
     expected = evaluate(load_checkpoint(checkpoint).model, data.batches(125), passes=3)
     assert rows["3 passes"]["nll"] == pytest.approx(expected.mean_nll, rel=1e-4)  # channels_last rounds otherwise
     assert rows["3 passes"]["images"] == 50
+
+
+def test_path_of_the_smoothing_operator_is_told_once(monkeypatch, capsys, checkpoint, tmp_path):
+    """Whatever the network is called; beside the JSON, not in it."""
+    smooth, options = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], {"num_sblocks": [1, 0, 0, 0]}
+    for path in smooth:
+        model = get_model("resnet_dnn_18", 10, width=2, **options)
+        save_checkpoint(path, model, metadata("resnet_dnn_18", width=2, **options))
+    few = ["--limit", 4, "--passes", 1, "--quiet"]
+    _, printed = run(monkeypatch, capsys, "--ckpt", *smooth, *few)
+    assert [line for line in printed.out.splitlines() if "smoothing operator" in line] == [status()]
+    _, printed = run(monkeypatch, capsys, "--ckpt", *smooth, *few, "--json")
+    assert set(json.loads(printed.out)) == set(map(str, smooth)) and printed.err == status() + "\n"
+    _, printed = run(monkeypatch, capsys, "--ckpt", checkpoint, *few)
+    assert "smoothing operator" not in printed.out + printed.err
 
 
 def test_bad_input_is_one_sentence(monkeypatch, capsys, checkpoint, tmp_path):

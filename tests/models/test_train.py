@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import data_cache
+import ext
 from data_cache import InputError
 from models import checkpoint, load_checkpoint, names
 from models.checkpoint import read_tensors
@@ -151,6 +152,16 @@ def test_the_metrics_are_those_of_the_checkpoint(run, datasets):
     for row, passes in (("1 pass", 1), ("20 passes", 20)):
         assert metrics[row]["images"] == 100
         assert evaluate(model, batches, passes=passes).summary() == pytest.approx(metrics[row], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["alexnet_dnn_smoothing", "alexnet_dnn"])
+def test_the_path_of_the_smoothing_operator_is_told_and_recorded(tmp_path, capsys, model):
+    train(tiny(tmp_path, model=model, quiet=False))
+    told = [line for line in capsys.readouterr().err.splitlines() if line == ext.status()]
+    recorded = load_checkpoint(tmp_path / "a.safetensors").metadata["training"]["smoothing"]
+    smooth = "smoothing" in model
+    assert len(told) == smooth
+    assert (recorded in ("fused", "eager") and recorded in told[0]) if smooth else recorded is None
 
 
 def test_training_learns(tmp_path, datasets):
