@@ -82,7 +82,7 @@ def evaluate_checkpoint(name: str, config: Config, notes: set[str]) -> dict[str,
     """The metrics of one checkpoint; what there is to say of how they were computed is added to `notes`."""
     import torch
 
-    from ext import status
+    import ext
     from models.checkpoint import load_checkpoint
     from models.devices import pick_device
     from models.layers import smoothing_path
@@ -97,7 +97,7 @@ def evaluate_checkpoint(name: str, config: Config, notes: set[str]) -> dict[str,
         data = data.limit(config.limit)
     model = checkpoint.model.to(device, memory_format=torch.channels_last)
     if smoothing_path(model, device) is not None:
-        notes.add(status())
+        notes.add(ext.status())
     if not config.quiet:
         print(checkpoint.path.stem, file=sys.stderr)
     return test_metrics(

@@ -83,7 +83,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     from tqdm import tqdm
 
     import data_cache
-    from ext import status
+    import ext
     from models.arguments import parse_key_values
     from models.checkpoint import build_model, save_checkpoint
     from models.devices import pick_device
@@ -105,7 +105,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     model = model.to(device, memory_format=torch.channels_last).train()
     path = smoothing_path(model, device)
     if path is not None and not config.quiet:
-        print(status(), file=sys.stderr)
+        print(ext.status(), file=sys.stderr)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     resume = config.out.with_name(config.out.name + ".resume")
     recipe = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
