@@ -433,7 +433,7 @@ def _failures(what: str, x: Tensor) -> Iterator[None]:
     """Turn whatever a model raises that doesn't fit its input into one sentence."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what} failed on a batch of shape {tuple(x.shape)}: {reason}") from error
 
