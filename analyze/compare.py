@@ -110,7 +110,7 @@ def compare(files: Sequence[Path], only: Sequence[str] = ()) -> list[Comparison]
         InputError: Fewer than two files, one that can't be read, a name of no analysis, or nothing in common.
     """
     if len(files) < 2:
-        raise InputError("give two or more run files to compare.")
+        raise InputError("give two or more run files to compare, before --only if that is given.")
     if len({path.resolve() for path in files}) < len(files):
         raise InputError("give each run file once: one of them is named twice.")
     if foreign := sorted(set(only).difference(analyses())):

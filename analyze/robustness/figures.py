@@ -9,7 +9,7 @@ import numpy as np
 
 from analyze.drawing import GREY, MODELS, in_order, model_name, new_figure, plain_axes
 from analyze.robustness.corruption_errors import mean_accuracies, whole_kinds
-from analyze.robustness.spec import FrequencyNoise, HeatMap, Result, noise_name, other_options
+from analyze.robustness.spec import FrequencyNoise, HeatMap, Result, attacked_band, noise_name, other_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +213,7 @@ def _attacks(results: Sequence[Result]) -> Figure:
         plain_axes(axes)
     row[0].set_ylabel("accuracy")
     row[-1].legend(fontsize=8, frameon=False)
-    fig.suptitle(_heading(results, first.images), fontsize=10)
+    fig.suptitle(_heading(results, first.images) + attacked_band(results[0].config), fontsize=10)
     return fig
 
 

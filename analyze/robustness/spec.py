@@ -210,6 +210,12 @@ class FrequencyNoise:
     group_flips: np.ndarray = array("sigma", "band", "group", doc="images of each group whose prediction flipped")
 
 
+def attacked_band(config: Mapping[str, Any] | None) -> str:
+    """To which frequencies attacks were limited, as the end of a heading; empty for none."""
+    band = (config or {}).get("attack_band")
+    return f", within {band[0]:g}-{band[1]:g} pi" if band else ""
+
+
 def noise_name(config: Mapping[str, Any] | None) -> str:
     """What tells this noise from the default one, as the end of a phrase: `, psd, clipped`; "" for the default."""
     config = config or {}

@@ -18,6 +18,7 @@ from analyze.robustness.spec import (
     FrequencyNoise,
     HeatMap,
     Result,
+    attacked_band,
     band_name,
     noise_name,
     other_options,
@@ -40,7 +41,7 @@ def rows(result: Result) -> list[Row]:
     if result.heat_map is not None:
         found += _heat_map_rows(result.heat_map)
     if result.adversarial is not None:
-        found += _adversarial_rows(result.adversarial)
+        found += _adversarial_rows(result.adversarial, attacked_band(result.config))
     if result.corruptions is not None:
         found += _corruption_rows(result.corruptions)
     return found
@@ -76,7 +77,7 @@ def _heat_map_rows(found: HeatMap) -> list[Row]:
     ]
 
 
-def _adversarial_rows(found: Adversarial) -> list[Row]:
+def _adversarial_rows(found: Adversarial, band: str) -> list[Row]:
     """The strongest of each attack and norm."""
     strongest: dict[tuple[str, str], int] = {}
     for row in np.argsort(found.epsilon, kind="stable").tolist():
@@ -86,7 +87,7 @@ def _adversarial_rows(found: Adversarial) -> list[Row]:
             f"accuracy, {attack} {norm}",
             float(found.accuracy[row]),
             float(found.accuracy_stderr[row]),
-            f"{found.images:,} images, epsilon {epsilon_name(norm, found.epsilon[row])}",
+            f"{found.images:,} images, epsilon {epsilon_name(norm, found.epsilon[row])}{band}",
         )
         for (attack, norm), row in sorted(strongest.items(), key=lambda item: item[1])
     ]
@@ -110,7 +111,9 @@ def tables(result: Result) -> list[str]:
     if result.frequency_noise is not None:
         found.append(f"accuracy under noise of one band{noise_name(result.config)}\n{_noise_table(result)}")
     if result.adversarial is not None and len(result.adversarial.epsilon):
-        found.append(f"under attack\n{_adversarial_table(result.adversarial, result.config or {})}")
+        found.append(
+            f"under attack{attacked_band(result.config)}\n{_adversarial_table(result.adversarial, result.config or {})}"
+        )
     if result.corruptions is not None:
         found.append(f"accuracy on corrupted images, by severity\n{_corruption_table(result.corruptions)}")
     return found

@@ -1,6 +1,7 @@
 """The whole analysis: parts together, resumed, shared by ranks, from the command line, and as numbers to compare."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -305,3 +306,14 @@ def test_the_mirrored_map_of_a_partial_run_can_be_tabulated():
     robustness.compute(subject(), Config(**TINY), save=steps.append)
     for step in steps:
         assert step.rows() and step.tables() is not None and step.quantities()
+
+
+def test_attacks_within_a_band_are_told_from_others_in_table_and_figure():
+    def said(**options):
+        found = robustness.compute(subject(), Config(**TINY | {"parts": ("adversarial",)} | options))
+        drawn = importlib.import_module("analyze.robustness.figures").figures(found)["attacks"]
+        rows = "".join(row.remark for row in found.rows())
+        return [rows, "".join(found.tables()), drawn.get_suptitle()]
+
+    assert all("within 0.5-1 pi" in text for text in said(attack_band=(0.5, 1.0)))
+    assert not any("within" in text for text in said())
