@@ -318,7 +318,7 @@ class Subject:
         # copies: BatchNorm in train mode writes to its buffers
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with self.frozen(number, index):
-            with _failures("the model or its loss", x):
+            with failures("the model or its loss", x):
                 value = self.loss(functional_call(self.model, {**buffers, **parameters}, (x,)), y)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise InputError("the loss must give one number, the mean over the batch.")
@@ -344,7 +344,7 @@ class Subject:
             InputError: The model fails on these images, or gives no tensor.
         """
         model = self.model if model is None else model
-        with self.frozen(number, index), torch.set_grad_enabled(gradient), _failures("the model", x):
+        with self.frozen(number, index), torch.set_grad_enabled(gradient), failures("the model", x):
             if self.mode == "train" or gradient:  # modules other than BatchNorm may keep statistics too
                 weights = {name: p.detach() for name, p in model.named_parameters()}
                 output = functional_call(model, {**weights, **{n: b.clone() for n, b in model.named_buffers()}}, (x,))
@@ -429,7 +429,7 @@ class Subject:
 
 
 @contextmanager
-def _failures(what: str, x: Tensor) -> Iterator[None]:
+def failures(what: str, x: Tensor) -> Iterator[None]:
     """Turn whatever a model raises that doesn't fit its input into one sentence."""
     try:
         yield

@@ -1,0 +1,5 @@
+"""`python -m analyze.landscape --ckpt ...`."""
+
+from analyze.cli import main
+
+main("landscape")

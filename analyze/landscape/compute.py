@@ -1,0 +1,304 @@
+"""The landscape analysis: subject in, result out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from analyze.distributed import ALONE, World
+from analyze.landscape.checkpoints import difference
+from analyze.landscape.directions import Direction, Plane, make_plane
+from analyze.landscape.grid import Evaluator, Sums, coarse_to_fine
+from analyze.landscape.prescan import prescan
+from analyze.landscape.spec import BINS, DONE, FAILED, NOT_FINITE, SUMS, TODO, Config, Prescan, Result
+from analyze.results import Progress, silent
+from analyze.scratch import Scratch
+from analyze.subject import Subject
+from data_cache import InputError
+
+SHARE = 20
+"""A save waits until this many times its own seconds went into points."""
+OFFER_SECONDS, SCRATCH_SECONDS = 1.0, 0.25
+
+
+def compute(
+    subject: Subject,
+    config: Config | None = None,
+    *,
+    previous: Result | None = None,
+    save: Callable[[Result], None] = lambda result: None,
+    progress: Progress = silent,
+    world: World = ALONE,
+    scratch: Scratch | None = None,
+) -> Result:
+    """Sums over the subject's images at each point of a grid of weights.
+
+    Args:
+        subject: Model, data and loss.
+        config: What to compute; the defaults of `Config` if None.
+        previous: A result of the same subject and config, perhaps incomplete or of fewer frames, to go on from.
+        save: Called with the result so far, often, and whatever ends the work.
+        progress: Called after each point.
+        world: The ranks that share the points; each calls `compute` with the same arguments. Rank 0's result counts.
+        scratch: Where the sums are left after each point, for results that are too large to be saved as often.
+
+    Returns:
+        The result; points that are not finite or failed say so.
+
+    Raises:
+        InputError: The directions can't be made, are not those of `previous`, or the model fails at all points.
+    """
+    return _Analysis(subject, config or Config(), previous, save, progress, world, scratch or Scratch()).run()
+
+
+def is_complete(result: Result, config: Config) -> bool:
+    """Whether the result holds all that the config asks for; points that failed are tried again."""
+    frames = config.frames if result.stochastic else 1
+    wanted = np.isin(_numbers(config, frames), result.frame).all()
+    asked = result.prescan is not None or not _prescans(config)
+    traced = result.trajectory is None or not np.isnan(result.trajectory.nll).any()
+    return bool(wanted and asked and traced and np.isin(result.status[:frames], (DONE, NOT_FINITE)).all())
+
+
+def _numbers(config: Config, frames: int) -> np.ndarray:
+    return np.arange(config.first_frame, config.first_frame + frames)
+
+
+def _prescans(config: Config) -> bool:
+    return config.prescan and not config.interpolates
+
+
+class _Item(NamedTuple):
+    """The work at one point."""
+
+    row: int
+    column: int
+    frames: tuple[int, ...]
+    """Places of the frames that are to do."""
+
+
+@dataclass
+class _Analysis:
+    """One call of `compute`."""
+
+    subject: Subject
+    config: Config
+    previous: Result | None
+    save: Callable[[Result], None]
+    progress: Progress
+    world: World
+    scratch: Scratch
+
+    def run(self) -> Result:
+        self.about = self.subject.describe()
+        self.x, self.y = self.config.axes()
+        plane = self._plane()
+        self.key = "-".join(each.sha256() for each in (plane.x, plane.y) if each is not None)
+        stochastic = self.previous.stochastic if self.previous else self.subject.stochastic
+        frames = _numbers(self.config, self.config.frames if stochastic else 1)
+        if self.previous is not None and len(self.previous.frame) > len(frames):
+            frames = self.previous.frame
+        self.evaluator = Evaluator(
+            self.subject,
+            plane.x,
+            plane.y,
+            noise=self.config.noise,
+            recompute=self.config.recomputes and self.subject.mode == "eval",
+            engine=self.config.engine,
+            precision=self.config.precision,
+        )
+        self.arrays = self._empty(len(frames))
+        if self.previous is not None:
+            held = {name: getattr(self.previous, name) for name in ("status", *SUMS)}
+            self._take({**held, "frame": self.previous.frame}, frames)
+        state = self.world.broadcast(self.scratch.load())
+        if state is not None and str(state.get("key")) == self.key:
+            self._take(state, frames)
+        self.result = self.previous or self._begin(plane, frames, stochastic)
+        self.result = replace(self.result, frame=frames, **self.arrays)
+        if self.world.rank == 0:
+            self._before_the_grid(plane)
+        self._grid(frames)
+        return self.result.of(self.config, self.about)
+
+    def _plane(self) -> Plane:
+        """The directions, made again, or taken from the previous result where they take long to find."""
+        config, previous = self.config, self.previous
+        fixed = config.interpolates or config.same_directions is not None or bool(config.series)
+        if previous is not None and not fixed:
+            found = [
+                Direction(
+                    {name: torch.from_numpy(values).to(self.subject.device) for name, values in held.items()}, info
+                )
+                for held, info in ((previous.direction_x, previous.info_x), (previous.direction_y, previous.info_y))
+                if info is not None
+            ]
+            return Plane(found[0], found[1] if len(found) > 1 else None, None)
+        plane = make_plane(self.subject, config, world=self.world, progress=self.progress)
+        if previous is not None:
+            for axis in "xy":
+                held, made = getattr(previous, f"direction_{axis}"), _arrays(getattr(plane, axis))
+                if held.keys() != made.keys() or any(not np.array_equal(held[name], made[name]) for name in held):
+                    raise InputError(
+                        f"direction {axis} is not what the run file's grid was computed along: a file that it is made "
+                        "from has changed; use --restart to begin anew, or another --out."
+                    )
+        return plane
+
+    def _empty(self, frames: int) -> dict[str, Any]:
+        shape = (frames, len(self.y), len(self.x))
+        arrays = {name: np.zeros((*shape, BINS) if name.startswith("bin") else shape) for name in SUMS}
+        return {"status": np.full(shape, TODO, dtype=np.uint8), **arrays}
+
+    def _take(self, held: Mapping[str, Any], frames: np.ndarray) -> None:
+        """Points that are done already."""
+        for source, frame in enumerate(held["frame"]):
+            for target in np.flatnonzero(frames == frame):
+                done = np.isin(held["status"][source], (DONE, NOT_FINITE))
+                for name, values in self.arrays.items():
+                    values[target][done] = held[name][source][done]
+
+    def _begin(self, plane: Plane, frames: np.ndarray, stochastic: bool) -> Result:
+        norms = [[self.evaluator.squared_norm(float(x), float(y)) for x in self.x] for y in self.y]
+        return Result(
+            x=self.x,
+            y=self.y,
+            frame=frames,
+            **self.arrays,
+            l2=np.array(norms),
+            direction_x=_arrays(plane.x),
+            direction_y=_arrays(plane.y),
+            info_x=plane.x.info,
+            info_y=plane.y.info if plane.y is not None else None,
+            stochastic=stochastic,
+            cosine=self.evaluator.cosine,
+            arithmetic=self.evaluator.arithmetic,
+            deviation=np.nan,
+            prescan=None,
+            trajectory=plane.trajectory,
+        )
+
+    def _before_the_grid(self, plane: Plane) -> None:
+        """What one process finds out alone."""
+        first = int(self.result.frame[0])
+        if _prescans(self.config) and self.result.prescan is None:
+            self.result = replace(self.result, prescan=self._prescan(first))
+        if self.config.precision != "full" and np.isnan(self.result.deviation):
+            rows, columns = (np.unique([0, (n - 1) // 2, n - 1]) for n in (len(self.y), len(self.x)))
+            points = [(float(self.x[column]), float(self.y[row])) for row in rows for column in columns]
+            self.result = replace(self.result, deviation=self.evaluator.deviation(points, first))
+        trajectory = self.result.trajectory
+        if trajectory is not None and np.isnan(trajectory.nll).any():
+            losses = []
+            for number, name in enumerate(self.config.series, start=1):
+                moved, rest = difference(self.subject, name)
+                losses.append(self.evaluator.nll_of({**moved, **rest}, first))
+                self.progress("trajectory", number, len(self.config.series), name)
+            self.result = replace(self.result, trajectory=replace(trajectory, nll=np.array(losses)))
+        self._offer()
+
+    def _prescan(self, frame: int) -> Prescan:
+        done = 0
+
+        def nll(x: float, y: float) -> float:
+            nonlocal done
+            sums = self.evaluator.evaluate(x, y, [frame])
+            done += 1
+            self.progress("pre-scan", done, 9, "")
+            return float(sums.nll_sum[0] / sums.count[0])
+
+        span = float(max(np.abs(self.x).max(), np.abs(self.y).max()))
+        return prescan(nll, span, self.evaluator.guessing, one_dimensional=len(self.y) == 1)
+
+    def _grid(self, frames: np.ndarray) -> None:
+        items = self._items()
+        total = len(self.x) * len(self.y)
+        done = total - len(items)
+        self.progress("grid", done, total, "")
+        self._succeeded = done > 0
+        numbers = [int(frame) for frame in frames]
+        try:
+            for item, sums in self.world.share_out(items, lambda item: self._work(item, numbers)):
+                self._put(item, sums)
+                done += 1
+                self.progress("grid", done, total, self._note(item))
+                self._keep()
+        finally:
+            if self.world.rank == 0:
+                self._offer()
+        if self.world.rank == 0:
+            self.scratch.clear()
+
+    def _items(self) -> list[_Item]:
+        """What is to do, the checkpoint first, then coarse to fine."""
+        status = self.arrays["status"]
+        order = coarse_to_fine(len(self.y), len(self.x))
+        order.sort(key=lambda point: not (self.y[point[0]] == 0 == self.x[point[1]]))
+        items = [
+            _Item(row, column, tuple(int(f) for f in np.flatnonzero(np.isin(status[:, row, column], (TODO, FAILED)))))
+            for row, column in order
+        ]
+        return [item for item in items if item.frames]
+
+    def _work(self, item: _Item, numbers: Sequence[int]) -> Sums | None:
+        """The sums at a point; None where it failed, though another did not."""
+        x, y = float(self.x[item.column]), float(self.y[item.row])
+        try:
+            sums = self.evaluator.evaluate(
+                x, y, [numbers[frame] for frame in item.frames], item.row * len(self.x) + item.column
+            )
+        except InputError:
+            if not self._succeeded:
+                raise
+            return None
+        self._succeeded = True
+        return sums
+
+    def _put(self, item: _Item, sums: Sums | None) -> None:
+        values = sums or Sums.failed(len(item.frames))
+        for place, frame in enumerate(item.frames):
+            for name, value in zip(SUMS, values, strict=True):
+                self.arrays[name][frame, item.row, item.column] = value[place]
+            finite = np.isfinite(values.nll_sum[place])
+            status = FAILED if sums is None else DONE if finite else NOT_FINITE
+            self.arrays["status"][frame, item.row, item.column] = status
+
+    def _note(self, item: _Item) -> str:
+        place = item.frames[-1], item.row, item.column
+        count = self.arrays["count"][place]
+        return f"NLL {self.arrays['nll_sum'][place] / count:.3g}" if count else "failed"
+
+    def _offer(self) -> None:
+        """Save what there is."""
+        began = time.perf_counter()
+        copies: dict[str, Any] = {name: values.copy() for name, values in self.arrays.items()}
+        self.result = replace(self.result, **copies)
+        self.save(self.result.of(self.config, self.about))
+        self._pauses["offer"] = began, time.perf_counter()
+
+    def _keep(self) -> None:
+        """Leave the sums in the scratch, and save, unless that was done a moment ago."""
+        if self._due("scratch", SCRATCH_SECONDS):
+            began = time.perf_counter()
+            self.scratch.save({**self.arrays, "frame": self.result.frame, "key": np.array(self.key)})
+            self._pauses["scratch"] = began, time.perf_counter()
+        if self._due("offer", OFFER_SECONDS):
+            self._offer()
+
+    def _due(self, name: str, seconds: float) -> bool:
+        began, ended = self._pauses.get(name, (0.0, 0.0))
+        return time.perf_counter() - ended >= max(seconds, SHARE * (ended - began))
+
+    @cached_property
+    def _pauses(self) -> dict[str, tuple[float, float]]:
+        return {}
+
+
+def _arrays(direction: Direction | None) -> dict[str, Any]:
+    return {} if direction is None else {name: tensor.numpy() for name, tensor in direction.on_cpu().items()}
