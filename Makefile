@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKPOINTS := data_cache/checkpoints
+RESULTS := data_cache/results/shipped
+NETWORKS := resnet_dnn_18 resnet_dnn_smoothing_18 resnet_mcdo_18 resnet_mcdo_smoothing_18 resnet_mcdo_18_mlp
 EPOCHS = 24
 TRAIN = $(BIN)/python -m models.train --epochs $(EPOCHS) --schedule cosine --precision bfloat16 --seed 0 --out $@ --model-args width=16
 
-.PHONY: install ext demo test lint format bench bench-large checkpoints clean
+.PHONY: install ext demo test browser pictures lint format bench bench-app bench-large checkpoints results clean
 
 install: $(STAMP)
 
@@ -31,6 +33,16 @@ ext: $(STAMP)
 test: ext
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
+# the explorer in a real browser; the same tests are part of `make test`, which skips them without one
+browser: $(STAMP)
+	.ci/chromium
+	OMP_NUM_THREADS=1 LANDSCOPE_BROWSER=require $(BIN)/python -m pytest tests/apps/browser
+
+# the explorer's pictures in docs, from the results that ship
+pictures: $(STAMP)
+	.ci/chromium
+	$(BIN)/python tests/apps/browser/tour.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,13 +58,17 @@ bench: ext
 	$(BIN)/python tests/benchmarks/features.py
 	$(BIN)/python tests/benchmarks/robustness.py
 
+# the explorer's seconds in a browser
+bench-app: $(STAMP)
+	.ci/chromium
+	$(BIN)/python tests/benchmarks/app.py
+
 # the network of 11 million parameters, apart because it takes as long as all the others
 bench-large: $(STAMP)
 	$(BIN)/python tests/benchmarks/hessian.py --only large
 
 # the shipped checkpoints, again from nothing (6 to 15 minutes each on two cores); an interrupted one goes on
-checkpoints: $(addprefix $(CHECKPOINTS)/, resnet_dnn_18.safetensors resnet_dnn_smoothing_18.safetensors \
-	resnet_mcdo_18.safetensors resnet_mcdo_smoothing_18.safetensors resnet_mcdo_18_mlp.safetensors)
+checkpoints: $(NETWORKS:%=$(CHECKPOINTS)/%.safetensors)
 
 $(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: EPOCHS = 44
 $(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: | $(STAMP)
@@ -60,6 +76,15 @@ $(CHECKPOINTS)/resnet_mcdo_18_mlp.safetensors: | $(STAMP)
 
 $(CHECKPOINTS)/%.safetensors: | $(STAMP)
 	$(TRAIN) --model $*
+
+# the run files that the explorer opens on, again from nothing (about an hour on two cores); an interrupted one goes on
+results: ext
+	for name in $(NETWORKS); do \
+	  shared="--ckpt $(CHECKPOINTS)/$$name.safetensors --out $(RESULTS)/$$name.h5 --no-plot"; \
+	  $(BIN)/python -m analyze $$shared --skip landscape && \
+	  $(BIN)/python -m analyze.hessian $$shared --parts max-spectrum --batches 8 && \
+	  $(BIN)/python -m analyze.landscape $$shared --limit 256 --frames 4 --no-keep-directions || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -59,8 +59,13 @@ def only_input_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def open_checked(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Iterator[h5py.File]:
+def open_checked(
+    path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, into: Collection[str] | None = None
+) -> Iterator[h5py.File]:
     """Open the HDF5 file `path` for reading, after all of its structure was checked.
+
+    With `into`, paths of groups such as "robustness/clean", only the top level and what lies in these groups was:
+    the rest must not be read.
 
     Raises `InputError` that names the file and the object if it is not a regular HDF5 file, if it holds links
     other than plain hard ones, data outside of the file, references, exotic types or filters, more than
@@ -77,7 +82,7 @@ def open_checked(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Iter
         file = h5py.File(path, "r", locking=False)
     try:
         with only_input_errors(path):
-            _Inspection(path, status.st_size, max_bytes).walk(file)
+            _Inspection(path, status.st_size, max_bytes, into).walk(file)
         yield file
     finally:
         with only_input_errors(path):
@@ -127,8 +132,9 @@ def _mapped(file: BinaryIO) -> Iterator[mmap.mmap | bytes]:
 class _Inspection:
     """One walk over a file; raises at the first thing that a run file must not hold."""
 
-    def __init__(self, path: str | os.PathLike, file_bytes: int, max_bytes: int):
+    def __init__(self, path: str | os.PathLike, file_bytes: int, max_bytes: int, into: Collection[str] | None = None):
         self.path, self.file_bytes, self.max_bytes = path, file_bytes, max_bytes
+        self.into = None if into is None else [f"/{name}/" for name in into]
         self.seen: set[int] = set()
         self.total = 0
 
@@ -153,11 +159,17 @@ class _Inspection:
                 if isinstance(child, h5g.GroupID):
                     if depth == MAX_DEPTH:
                         self.refuse(name, f"is nested more than {MAX_DEPTH} groups deep")
-                    todo.append((child, name, depth + 1))
+                    if self.looks_into(name):
+                        todo.append((child, name, depth + 1))
                 elif isinstance(child, h5d.DatasetID):
                     self.dataset(child, name)
                 else:
                     self.refuse(name, "is neither a group nor a dataset")
+
+    def looks_into(self, name: str) -> bool:
+        """Whether a group is asked for, or lies in or above one that is."""
+        paths = (f"{name}/",) if self.into is None else self.into
+        return any(path.startswith(f"{name}/") or f"{name}/".startswith(path) for path in paths)
 
     def links(self, group: h5g.GroupID, prefix: str) -> list[bytes]:
         """The names of the group's links, none of which was followed."""

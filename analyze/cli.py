@@ -6,10 +6,12 @@ import dataclasses
 import importlib
 import json
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,7 +130,7 @@ def run(name: str, shared: Shared, config: Any, world: World = ALONE) -> Analysi
         return assist(name, subject, config, world)
     others, out = _others(name, shared, config), run_file(shared, subject.describe())
     outcome = carry_out(name, shared, config, subject, out, world)
-    figures = draw(outcome.result, others, out, shared)
+    figures = draw(outcome.result, config, others, out, shared)
     report(outcome, out, figures, as_json=shared.json)
     return outcome.result
 
@@ -233,10 +235,19 @@ def assist(name: str, subject: Any, config: Any, world: World) -> AnalysisResult
     return previous if done else compute(subject, config, previous=previous, world=world)
 
 
-def draw(result: AnalysisResult, others: Sequence[AnalysisResult], out: Path, shared: Shared) -> list[Path]:
-    """The figures of an analysis, beside the run file."""
+def draw(
+    result: AnalysisResult, config: Any, others: Sequence[AnalysisResult], out: Path, shared: Shared
+) -> list[Path]:
+    """The figures of an analysis, beside the run file, and the animation that its options ask for."""
     figure = out.with_name(f"{out.stem}_{result.analysis}.{shared.figure_format}")
-    return result.plot(figure, others) if shared.plot else []
+    with Bars(quiet=shared.quiet) as bars:
+        try:
+            figures = result.plot(figure, others) if shared.plot else []
+            return figures + result.animate(config, others, bars.report)
+        except KeyboardInterrupt:
+            bars.close()
+            print(f"interrupted; all numbers are in {out}: the same command draws them.", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 def _spec(name: str) -> Any:
@@ -329,18 +340,33 @@ class _Saver:
 
 
 class Bars:
-    """A progress bar for each part of an analysis, on stderr, after a title."""
+    """A progress bar for each part of an analysis, on stderr, after a title.
+
+    Python drops a Ctrl-C that comes while it runs a destructor or a weak reference's callback: the next report raises
+    it again.
+    """
 
     def __init__(self, quiet: bool, title: str = ""):
         self.quiet, self.title = quiet, title
         self.part: str | None = None
         self.bar: Any = None
+        self._interrupted, self._handles = False, False
 
     def __enter__(self) -> Bars:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            with suppress(ValueError):  # only the main thread has signals
+                signal.signal(signal.SIGINT, self._interrupt)
+                self._handles = True
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+        if self._handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def close(self) -> None:
         """Finish the current bar."""
@@ -352,13 +378,17 @@ class Bars:
         """Show how far a part is."""
         from tqdm import tqdm
 
+        if self._interrupted:
+            raise KeyboardInterrupt
         if part != self.part:
             self.close()
             self.part = part
             name = self.title if part in self.title else f"{self.title}: {part}" if self.title else part
+            # who reads our output as it comes asks for more of it by tqdm's own variable, which an argument would hide
+            seconds = {} if "TQDM_MININTERVAL" in os.environ else {"mininterval": 0.2 if sys.stderr.isatty() else 10}
             self.bar = tqdm(
-                total=total, initial=done, desc=name, unit="", disable=self.quiet, dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 10, file=sys.stderr,
+                total=total, initial=done, desc=name, unit="", disable=self.quiet, dynamic_ncols=True, file=sys.stderr,
+                **seconds,
             )  # fmt: skip
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)

@@ -125,7 +125,7 @@ def compare(files: Sequence[Path], only: Sequence[str] = ()) -> list[Comparison]
             if analysis in content
         ]
         if len(stored) > 1:
-            comparisons.append(_compared(analysis, stored))
+            comparisons.append(compared(analysis, stored))
     if not comparisons:
         told = "; ".join(
             f"{path} holds {', '.join(content) or 'none'}" for path, content in zip(files, contents, strict=True)
@@ -167,7 +167,8 @@ def _names(files: Sequence[Path], contents: Sequence[Mapping[str, Stored]]) -> l
     return [str(path) for path in files]
 
 
-def _compared(analysis: str, stored: list[Stored]) -> Comparison:
+def compared(analysis: str, stored: list[Stored]) -> Comparison:
+    """Two or more results of one analysis; differences are to the first."""
     first, *others = (entry.result for entry in stored)
     paired = [_is_paired(first, other) for other in others]
     shared = _lines([entry.result.quantities() for entry in stored], paired, least=2)
@@ -232,7 +233,7 @@ def _text(comparison: Comparison, *, everything: bool) -> str:
         subject = entry.result.subject or {}
         name = "" if entry.name == checkpoint_name(subject) else f"{entry.name}: "
         told.append(f"  {name}{describe(subject)}{'' if entry.complete else ' (NOT COMPLETE)'}")
-    told += [f"  {note}" for note in _notes(comparison)]
+    told += [f"  {note}" for note in remarks(comparison)]
     if not comparison.lines:
         return "\n".join([*told, "  They have no quantity in common."])
     head = ["", stored[0].name, *(cell for entry in stored[1:] for cell in (entry.name, "difference"))]
@@ -304,7 +305,7 @@ def _footnotes(comparisons: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What to know before reading the differences."""
     first, *others = comparison.stored
     notes = []
@@ -351,7 +352,7 @@ def _content(comparisons: Sequence[Comparison], figures: Sequence[Path]) -> dict
             "reference": names[0],
             "subjects": {entry.name: entry.result.subject for entry in comparison.stored},
             "paired": dict(zip(names[1:], comparison.paired, strict=True)),
-            "notes": _notes(comparison),
+            "notes": remarks(comparison),
             "quantities": [_line_content(line, names) for line in comparison.lines],
         }
     return {"analyses": found, "figures": [str(figure) for figure in figures]}

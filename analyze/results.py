@@ -207,6 +207,10 @@ class AnalysisResult:
                 figure.savefig(temporary, dpi=200)
         return list(files)
 
+    def animate(self: Self, config: Any, others: Sequence[Self] = (), progress: Progress = silent) -> list[Path]:
+        """Write the animation that a command's options ask for, with those of `others` beside it; the files."""
+        return []
+
     def rows(self) -> list[Row]:
         """The table of the command."""
         raise NotImplementedError

@@ -171,7 +171,7 @@ def _check_files(shared: Shared, out: Path, about: Mapping[str, Any]) -> None:
 def _draw(suite: Suite, shared: Shared, configs: Mapping[str, Any], out: Path) -> None:
     for name, outcome in suite.outcomes.items():
         try:
-            suite.figures += draw(outcome.result, _others(name, shared, configs[name]), out, shared)
+            suite.figures += draw(outcome.result, configs[name], _others(name, shared, configs[name]), out, shared)
         except InputError as error:
             suite.failed[name] = f"its figure can't be drawn: {error}"
 

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["spec", "figures", "animation", "export", "merge"],
     submod_attrs={
         "compute": ["compute"],
-        "directions": ["Direction"],
+        "direction": ["Direction"],
         "grid": ["Evaluator", "Sums"],
         "spec": ["Config", "DirectionInfo", "Prescan", "Result", "Trajectory"],
     },

@@ -17,7 +17,7 @@ from analyze.drawing import GREY, model_name
 from analyze.landscape.contours import draw_contours
 from analyze.landscape.scene import AZIMUTH, RED, Scene
 from analyze.landscape.shown import COLORS, LABELS, Shown, levels_of, limits_of, mean_over_frames, one_frame
-from analyze.landscape.spec import Metric, Result
+from analyze.landscape.spec import Config, Metric, Result, animation_format
 from analyze.results import Progress, silent
 from data_cache.errors import InputError, first_line
 from data_cache.files import written_whole
@@ -34,6 +34,8 @@ EASES: dict[Ease, Callable[[float], float]] = {
 """How far the way is gone at time t of [0, 1]."""
 ORBIT = 60
 """Pictures of a turn of the camera where nothing else moves."""
+SMALLEST = 100
+"""Pixels that leave room for names, colours and caption."""
 COLOR_COUNT = 127
 """Colours of a GIF; one of 128 is left for what stays as it was."""
 
@@ -68,11 +70,11 @@ def write_gif(
     metric: Metric = "nll",
     style: Literal["surface", "contour"] = "surface",
     realisations: bool = True,
-    tween: int = 10,
+    tween: int = Config.gif_tween,
     ease: Ease = "cubic",
     orbit: bool = False,
-    fps: float = 33,
-    size: int = 400,
+    fps: float = Config.gif_fps,
+    size: int = Config.gif_size,
     progress: Progress = silent,
 ) -> Path:
     """Write an animation that loops without a seam; all pictures share limits, camera and palette.
@@ -93,24 +95,30 @@ def write_gif(
         progress: Called after each picture.
 
     Raises:
-        InputError: Nothing moves, frames don't match, nothing is computed yet, or the file can't be written.
+        InputError: Nothing moves, frames don't match, nothing is computed yet, it is too small, or the file can't be
+            written.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise InputError(f"an animation is a .gif or an .mp4, not {path.name}.")
-    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
-        raise InputError(f"{path.name} needs the program ffmpeg, which isn't installed; write a .gif instead.")
+    check_format(path)
+    if size < SMALLEST:
+        raise InputError(f"an animation is at least {SMALLEST} pixels high, not {size}.")
     shown = [_frames(result, metric, realisations) for result in results]
     moments = timeline(_common(shown, orbit, style), tween, ease, orbit)
     stage = _Stage(results, shown, metric, style, size, _caption(moments, metric, shown))
     pictures = _reported(map(stage.picture, moments), len(moments), progress)
     with written_whole(path) as temporary:
-        if path.suffix.lower() == ".mp4":
+        if animation_format(path) == "mp4":
             _write_mp4(temporary, pictures, fps)
         else:
             samples = [stage.picture(moments[number]) for number in _spread(len(moments), 6)]
             _write_gif(temporary, pictures, samples, fps)
     return path
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file that can't be written on this machine, whatever it shows."""
+    if animation_format(path) == "mp4" and shutil.which("ffmpeg") is None:
+        raise InputError(f"{path.name} needs the program ffmpeg, which isn't installed; write a .gif instead.")
 
 
 def _frames(result: Result, metric: Metric, realisations: bool) -> list[Shown]:
@@ -183,13 +191,18 @@ class _Stage:
         for number, (result, frames) in enumerate(zip(results, shown, strict=True)):
             place = (number / count, foot, 1 / count, 1 - foot - head)
             self.panels.append((self._surface if style == "surface" else self._contours)(frames[0], place))
-            self._text((number + 0.5) / count, 1 - head / 2, model_name(result))
+            self._name((number + 0.5) / count, 1 - head / 2, model_name(result), room=width / count - 4)
         self._bar(width, height, style, caption)
         self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(self.canvas.figure.bbox)
 
-    def _text(self, x: float, y: float, text: str) -> None:
-        self.canvas.figure.text(x, y, text, fontsize=8, color="black", ha="center", va="center")
+    def _name(self, x: float, y: float, name: str, room: float) -> None:
+        """Over a panel, without its middle where it is longer than this many pixels."""
+        text = self.canvas.figure.text(x, y, name, fontsize=8, color="black", ha="center", va="center")
+        kept = len(name)
+        while text.get_window_extent(self.canvas.get_renderer()).width > room and kept > 2:
+            kept -= 1
+            text.set_text(f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}")
 
     def _surface(self, first: Shown, place: tuple[float, float, float, float]) -> Callable[[Shown, float], None]:
         axes: Any = self.canvas.figure.add_axes(place, projection="3d", animated=True)
@@ -218,7 +231,7 @@ class _Stage:
 
     def _bar(self, width: int, height: int, style: str, caption: str) -> None:
         """Which colour is which value, and the caption."""
-        figure, length = self.canvas.figure, 160 / width
+        figure, length = self.canvas.figure, max(20, min(160, width - 110)) / width
         if style == "surface":
             colors, ends = np.linspace(0, 1, 160), np.array(self.limits[:2])
             above = "≥ " if self.limits.clipped else ""

@@ -9,14 +9,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from analyze.distributed import ALONE, World
+from analyze.landscape.animation import check_format
 from analyze.landscape.checkpoints import difference
-from analyze.landscape.directions import Direction, Plane, make_plane
+from analyze.landscape.direction import Direction
+from analyze.landscape.directions import Plane, make_plane
 from analyze.landscape.grid import Evaluator, Sums, coarse_to_fine
 from analyze.landscape.prescan import prescan
-from analyze.landscape.spec import BINS, DONE, FAILED, NOT_FINITE, SUMS, TODO, Config, Prescan, Result
+from analyze.landscape.spec import BINS, DONE, FAILED, NOT_FINITE, SUMS, TODO, Config, DirectionInfo, Prescan, Result
 from analyze.results import Progress, silent
 from analyze.scratch import Scratch
 from analyze.subject import Subject
@@ -54,7 +55,10 @@ def compute(
     Raises:
         InputError: The directions can't be made, are not those of `previous`, or the model fails at all points.
     """
-    return _Analysis(subject, config or Config(), previous, save, progress, world, scratch or Scratch()).run()
+    config = config or Config()
+    if config.gif is not None:  # before the work that it would show
+        check_format(config.gif)
+    return _Analysis(subject, config, previous, save, progress, world, scratch or Scratch()).run()
 
 
 def is_complete(result: Result, config: Config) -> bool:
@@ -62,7 +66,7 @@ def is_complete(result: Result, config: Config) -> bool:
     frames = config.frames if result.stochastic else 1
     wanted = np.isin(_numbers(config, frames), result.frame).all()
     asked = result.prescan is not None or not _prescans(config)
-    traced = result.trajectory is None or not np.isnan(result.trajectory.nll).any()
+    traced = result.trajectory is not None or not config.series
     return bool(wanted and asked and traced and np.isin(result.status[:frames], (DONE, NOT_FINITE)).all())
 
 
@@ -99,7 +103,7 @@ class _Analysis:
         self.about = self.subject.describe()
         self.x, self.y = self.config.axes()
         plane = self._plane()
-        self.key = "-".join(each.sha256() for each in (plane.x, plane.y) if each is not None)
+        self.key = "-".join(each.info.sha256 for each in (plane.x, plane.y) if each is not None)
         stochastic = self.previous.stochastic if self.previous else self.subject.stochastic
         frames = _numbers(self.config, self.config.frames if stochastic else 1)
         if self.previous is not None and len(self.previous.frame) > len(frames):
@@ -121,35 +125,44 @@ class _Analysis:
         if state is not None and str(state.get("key")) == self.key:
             self._take(state, frames)
         self.result = self.previous or self._begin(plane, frames, stochastic)
-        self.result = replace(self.result, frame=frames, **self.arrays)
+        self.result = replace(self.result, frame=frames, **self.arrays, **self._kept(plane))
         if self.world.rank == 0:
             self._before_the_grid(plane)
         self._grid(frames)
         return self.result.of(self.config, self.about)
 
     def _plane(self) -> Plane:
-        """The directions, made again, or taken from the previous result where they take long to find."""
-        config, previous = self.config, self.previous
-        fixed = config.interpolates or config.same_directions is not None or bool(config.series)
-        if previous is not None and not fixed:
-            found = [
-                Direction(
-                    {name: torch.from_numpy(values).to(self.subject.device) for name, values in held.items()}, info
+        """The directions: those that the previous result holds, or made, again if need be."""
+        plane = make_plane(self.subject, self.config, held=self._held(), world=self.world, progress=self.progress)
+        if (previous := self.previous) is None:
+            return plane
+        for axis, made, info in (("x", plane.x, previous.info_x), ("y", plane.y, previous.info_y)):
+            if made is not None and info is not None and made.info.sha256 != info.sha256:
+                raise InputError(
+                    f"direction {axis} is not what the run file's grid was computed along: {_why(info)}; use --restart "
+                    "to begin anew, or another --out."
                 )
-                for held, info in ((previous.direction_x, previous.info_x), (previous.direction_y, previous.info_y))
-                if info is not None
-            ]
-            return Plane(found[0], found[1] if len(found) > 1 else None, None)
-        plane = make_plane(self.subject, config, world=self.world, progress=self.progress)
-        if previous is not None:
-            for axis in "xy":
-                held, made = getattr(previous, f"direction_{axis}"), _arrays(getattr(plane, axis))
-                if held.keys() != made.keys() or any(not np.array_equal(held[name], made[name]) for name in held):
+        if plane.trajectory is not None and previous.trajectory is not None:
+            for name in ("x", "y", "distance"):
+                now, then = getattr(plane.trajectory, name), getattr(previous.trajectory, name)
+                if not np.allclose(now, then, rtol=1e-5, atol=1e-9):
                     raise InputError(
-                        f"direction {axis} is not what the run file's grid was computed along: a file that it is made "
-                        "from has changed; use --restart to begin anew, or another --out."
+                        "a checkpoint of --series is not what it was; use --restart to begin anew, or another --out."
                     )
         return plane
+
+    def _held(self) -> dict[str, Direction]:
+        """What the run file holds by axis, but for what files on the disk lead to: those are read again."""
+        config, previous = self.config, self.previous
+        if previous is None or config.same_directions is not None:
+            return {}
+        axes = [("x", config.direction_x, previous.direction_x, previous.info_x)]
+        axes += [("y", config.direction_y, previous.direction_y, previous.info_y)]
+        return {
+            axis: Direction.stored(self.subject, values, info)
+            for axis, kind, values, info in axes
+            if values and info is not None and info.kind == kind and not info.leads_to_checkpoint
+        }
 
     def _empty(self, frames: int) -> dict[str, Any]:
         shape = (frames, len(self.y), len(self.x))
@@ -172,8 +185,7 @@ class _Analysis:
             frame=frames,
             **self.arrays,
             l2=np.array(norms),
-            direction_x=_arrays(plane.x),
-            direction_y=_arrays(plane.y),
+            **self._kept(plane),
             info_x=plane.x.info,
             info_y=plane.y.info if plane.y is not None else None,
             stochastic=stochastic,
@@ -181,8 +193,13 @@ class _Analysis:
             arithmetic=self.evaluator.arithmetic,
             deviation=np.nan,
             prescan=None,
-            trajectory=plane.trajectory,
+            trajectory=None,
         )
+
+    def _kept(self, plane: Plane) -> dict[str, Any]:
+        """The directions as the result holds them."""
+        kept = {"x": plane.x, "y": plane.y} if self.config.keep_directions else {}
+        return {f"direction_{axis}": each.arrays() if (each := kept.get(axis)) is not None else {} for axis in "xy"}
 
     def _before_the_grid(self, plane: Plane) -> None:
         """What one process finds out alone."""
@@ -193,14 +210,13 @@ class _Analysis:
             rows, columns = (np.unique([0, (n - 1) // 2, n - 1]) for n in (len(self.y), len(self.x)))
             points = [(float(self.x[column]), float(self.y[row])) for row in rows for column in columns]
             self.result = replace(self.result, deviation=self.evaluator.deviation(points, first))
-        trajectory = self.result.trajectory
-        if trajectory is not None and np.isnan(trajectory.nll).any():
+        if plane.trajectory is not None and self.result.trajectory is None:
             losses = []
             for number, name in enumerate(self.config.series, start=1):
                 moved, rest = difference(self.subject, name)
                 losses.append(self.evaluator.nll_of({**moved, **rest}, first))
                 self.progress("trajectory", number, len(self.config.series), name)
-            self.result = replace(self.result, trajectory=replace(trajectory, nll=np.array(losses)))
+            self.result = replace(self.result, trajectory=replace(plane.trajectory, nll=np.array(losses)))
         self._offer()
 
     def _prescan(self, frame: int) -> Prescan:
@@ -300,5 +316,10 @@ class _Analysis:
         return {}
 
 
-def _arrays(direction: Direction | None) -> dict[str, Any]:
-    return {} if direction is None else {name: tensor.numpy() for name, tensor in direction.on_cpu().items()}
+def _why(info: DirectionInfo) -> str:
+    """Why a direction may come out otherwise than it did."""
+    if info.kind == "random":
+        return "this version of torch draws other numbers"
+    if info.kind.startswith("eigen:"):
+        return "it was found again with other rounding, as another number of threads or processes has"
+    return "a file that it is made from has changed"

@@ -3,82 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analyze.arrays import arrays
 from analyze.distributed import ALONE, World
 from analyze.hessian.krylov import NoMemoryError
 from analyze.hessian.lanczos import extreme_eigenpairs
 from analyze.hessian.operator import HessianOperator
 from analyze.landscape.checkpoints import Other, difference, read_series, told
+from analyze.landscape.direction import Direction, read_directions
 from analyze.landscape.filters import moved, normalized
-from analyze.landscape.series import cosine, length, principal_axes, project
-from analyze.landscape.spec import Config, DirectionInfo, Norm, Result, Trajectory
+from analyze.landscape.series import cosine, principal_axes, project
+from analyze.landscape.spec import Config, Norm, Trajectory
 from analyze.results import Progress, silent
-from analyze.run import open_run
 from analyze.subject import Subject
 from data_cache import InputError
 from models.randomness import derived_seed
 
 _PARALLEL = 1e-6
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One axis of a landscape: the weights move by a multiple of it."""
-
-    tensors: dict[str, Tensor]
-    """By names of `Subject.parameters`, in the subject's dtype and on its device; a name it lacks does not move."""
-    info: DirectionInfo
-    """Where it comes from."""
-    rest: dict[str, Tensor] = field(default_factory=dict)
-    """To another checkpoint: what that differs by in floating-point buffers (BatchNorm's statistics) and parameters
-    that are not studied."""
-
-    @classmethod
-    def of(
-        cls,
-        subject: Subject,
-        tensors: Mapping[str, Tensor],
-        *,
-        kind: str,
-        norm: str = "",
-        rest: Mapping[str, Tensor] | None = None,
-        **numbers: float,
-    ) -> Direction:
-        """A direction from tensors anywhere and in any dtype, with its lengths measured.
-
-        Raises:
-            InputError: It is zero, or not finite.
-        """
-        size, own = length(tensors), length({name: p.detach() for name, p in subject.parameters.items()})
-        if not 0 < size < np.inf:
-            raise InputError(f"the direction {kind} has the length {size:g}; it must be positive and finite.")
-        known = {"eigenvalue": np.nan, "residual": np.nan, "explained": np.nan, **numbers}
-
-        def placed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(subject.device, subject.dtype) for name, tensor in tensors.items()}
-
-        info = DirectionInfo(kind, norm, size, size / own if own else np.inf, **known)
-        return cls(placed(tensors), info, placed(rest or {}))
-
-    def on_cpu(self) -> dict[str, Tensor]:
-        """`tensors` on the CPU."""
-        return {name: tensor.cpu() for name, tensor in self.tensors.items()}
-
-    def sha256(self) -> str:
-        """Of the names, shapes and bits of all its tensors."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted({**self.tensors, **self.rest}.items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -97,12 +43,20 @@ class Plane:
         return np.nan if self.y is None else cosine(self.x.tensors, self.y.tensors)
 
 
-def make_plane(subject: Subject, config: Config, *, world: World = ALONE, progress: Progress = silent) -> Plane:
+def make_plane(
+    subject: Subject,
+    config: Config,
+    *,
+    held: Mapping[str, Direction] | None = None,
+    world: World = ALONE,
+    progress: Progress = silent,
+) -> Plane:
     """The directions that a config asks for; those that are random come from the subject's seed.
 
     Args:
         subject: Its weights are the origin.
         config: `direction_x`, `direction_y`, `one_dimensional`, `norm`, `series` and `same_directions` count.
+        held: By axis, x or y, directions that are there already.
         world: The ranks that share the work of eigenvectors; all get the same bits.
         progress: Called after each product of the search for eigenvectors, and each checkpoint of the series.
 
@@ -113,7 +67,7 @@ def make_plane(subject: Subject, config: Config, *, world: World = ALONE, progre
     steps = read_series(subject, config.series, progress)
     if config.same_directions is None:
         kinds = [config.direction_x] if config.one_dimensional else [config.direction_x, config.direction_y]
-        made = _make(subject, kinds, config.norm, steps, world, progress)
+        made = _make(subject, kinds, config.norm, held or {}, steps, world, progress)
     else:
         made = read_directions(subject, config.same_directions)[: 2 - config.one_dimensional]
         if len(made) < 2 - config.one_dimensional:
@@ -128,27 +82,29 @@ def _make(
     subject: Subject,
     kinds: Sequence[str],
     norm: Norm,
+    held: Mapping[str, Direction],
     steps: Mapping[str, Mapping[str, Tensor]],
     world: World,
     progress: Progress,
 ) -> list[Direction]:
     """One direction for each kind; what eigenvectors, and what principal axes have in common is computed once."""
+    wanted = {axis: kind for axis, kind in zip("xy", kinds, strict=False) if axis not in held}
     known: dict[str, Direction] = {}
-    if numbers := _numbers(kinds, "eigen"):
+    if numbers := _numbers(wanted.values(), "eigen"):
         found = eigen_directions(subject, numbers, world=world, progress=progress)
         known |= {direction.info.kind: direction for direction in found}
-    if numbers := _numbers(kinds, "pca"):
+    if numbers := _numbers(wanted.values(), "pca"):
         known |= {direction.info.kind: direction for direction in series_directions(subject, steps, max(numbers))}
-    for kind in kinds:
-        if kind != "random" and kind not in known:
-            known[kind] = checkpoint_direction(subject, kind)
-    return [
-        random_direction(subject, norm, axis) if kind == "random" else known[kind]
-        for kind, axis in zip(kinds, "xy", strict=False)
-    ]
+    made = dict(held)
+    for axis, kind in wanted.items():
+        if kind == "random":
+            made[axis] = random_direction(subject, norm, axis)
+        else:
+            made[axis] = known.get(kind) or checkpoint_direction(subject, kind)
+    return [made[axis] for axis, _ in zip("xy", kinds, strict=False)]
 
 
-def _numbers(kinds: Sequence[str], group: str) -> list[int]:
+def _numbers(kinds: Iterable[str], group: str) -> list[int]:
     return [int(kind.removeprefix(f"{group}:")) for kind in kinds if kind.startswith(f"{group}:")]
 
 
@@ -287,58 +243,3 @@ def trajectory(plane: Plane, steps: Mapping[str, Mapping[str, Tensor]]) -> Traje
         distance=np.array([distance for _, distance in found]),
         nll=np.full(len(found), np.nan),
     )
-
-
-def read_directions(subject: Subject, path: str | Path) -> list[Direction]:
-    """The directions of a landscape in a run file, which may be of another checkpoint of the same network.
-
-    They are taken as they are: random ones keep the lengths of the network that they were made for.
-
-    Raises:
-        InputError: The file holds no landscape, or one of parameters with other names or shapes.
-    """
-    with open_run(path) as run:
-        stored = run.load(Result.analysis, _Stored)
-    if stored is None:
-        raise InputError(f"{path} holds no landscape, so no directions.")
-    found = []
-    for values, info in ((stored.direction_x, stored.info_x), (stored.direction_y, stored.info_y)):
-        if info is not None:
-            tensors = _fitting(subject, values, path)
-            direction = Direction.of(subject, tensors, kind=info.kind, norm=info.norm)
-            numbers = {"eigenvalue": info.eigenvalue, "residual": info.residual, "explained": info.explained}
-            found.append(replace(direction, info=replace(direction.info, **numbers)))
-    return found
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a landscape's `Result` says of directions."""
-
-    direction_x: dict[str, np.ndarray] = arrays()
-    direction_y: dict[str, np.ndarray] = arrays()
-    info_x: DirectionInfo
-    info_y: DirectionInfo | None
-
-
-def _fitting(subject: Subject, stored: Mapping[str, np.ndarray], path: str | Path) -> dict[str, Tensor]:
-    """Stored arrays as tensors, in the order of the subject's parameters."""
-    own = subject.parameters
-    for name, values in stored.items():
-        if name not in own:
-            raise InputError(f"{path} has a direction for {name!r}, which this network has no parameter of.")
-        if values.shape != own[name].shape:
-            raise InputError(
-                f"{path} has a direction for {name!r} of shape {values.shape}, not {tuple(own[name].shape)}."
-            )
-        if values.dtype.kind != "f":
-            raise InputError(f"{path} has a direction for {name!r} in {values.dtype}, which are no weights.")
-    wanted = set(moved(subject))
-    if len(stored) < len(own) and set(stored) != wanted:
-        odd = sorted(set(stored) ^ wanted)[0]
-        raise InputError(f"{path} has directions for other parameters than this network moves, such as {odd!r}.")
-    return {
-        name: torch.from_numpy(stored[name].astype(np.float64 if stored[name].itemsize > 4 else np.float32))
-        for name in own
-        if name in stored
-    }

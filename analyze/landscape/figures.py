@@ -13,7 +13,6 @@ from analyze.landscape.scene import RED, Scene
 from analyze.landscape.shown import (
     COLORS,
     LABELS,
-    UNKNOWN,
     Limits,
     Shown,
     axis_label,
@@ -76,6 +75,7 @@ def _contours(result: Result) -> Figure:
     for axes in panels:
         axes.set_xlabel(axis_label(result, "x"), fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)  # labels of more would touch
     panels[0].set_ylabel(axis_label(result, "y"), fontsize=9)
     fig.suptitle(heading(result), fontsize=10)
     notes = _top_class(shown, levels), _coarse(shown), _outside(result)
@@ -161,7 +161,7 @@ def draw_surface(axes: Any, shown: Shown, shared: Limits, metric: str) -> Scene:
     coarse = shown.coarse()
     scene = Scene(axes, coarse.x, coarse.y, shared, COLORS[metric])
     scene.draw(coarse)
-    (x, y), low = ((shown.x, shown.y), shared.low)
+    x, y, low = coarse.x, coarse.y, shared.low
     for x_at, y_at, text in (
         (x[0], y[0] - 0.12 * np.ptp(y), f"{x[0]:g}"),
         (x.mean(), y[0] - 0.15 * np.ptp(y), "x"),
@@ -294,7 +294,7 @@ def _curve(axes: Axes, right: Axes, result: Result, color: str, accuracy_color: 
         for low, high in _stretches(x, points):
             axes.axvspan(low, high, facecolor="none", edgecolor=edge, hatch=hatch, linewidth=0, zorder=0, label=label)
             label = "_"
-    if np.isfinite(result.barrier) and result.info_x.kind != UNKNOWN:
+    if np.isfinite(result.barrier):
         _barrier(axes, result, x, nll, color)
 
 

@@ -13,15 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from analyze.landscape.directions import Direction
-from analyze.landscape.network import (
-    Masks,
-    QuickNetwork,
-    Tensors,
-    Twin,
-    dropouts_met,
-    lower_precision,
-)
+from analyze.landscape.masks import Masks, Met, met
+from analyze.landscape.network import PART_BYTES, QuickNetwork, lower_precision
 from analyze.landscape.spec import BINS, SUMS
+from analyze.landscape.twin import Tensors, Twin
 from analyze.subject import Subject, failures
 from data_cache import InputError
 from models.ensemble import first_tensor
@@ -252,10 +247,16 @@ class Evaluator:
         """Make the quick network, and keep it only if it does what the plain one does."""
         x, _ = self._batches[0]
         plain = [self._plain_outputs(self._plain, 0, (frame, 0)) for frame in (0, 1)]
-        shapes = [dropouts_met(self._plain, images) for images, _ in self._batches]
-        for fold in (True, False):
+        seen = {images.shape: met(self._plain, images) for images in {i.shape: i for i, _ in self._batches}.values()}
+        shapes = [seen[images.shape].dropouts for images, _ in self._batches]
+        for tuned in (True, False):
             try:
-                quick = QuickNetwork(Twin(self.subject, self._axes, channels_last=True), fold=fold, compiled=compiled)
+                quick = QuickNetwork(
+                    Twin(self.subject, self._axes, channels_last=True),
+                    tuned=tuned,
+                    compiled=compiled,
+                    rows=self._rows(plain[0], seen[x.shape]) if tuned else 0,
+                )
             except Exception:  # torch.fx raises whatever it meets in a network that it can't trace
                 return
             self._masks = Masks(self.subject, shapes, keep=self._noise == "frame")
@@ -267,6 +268,15 @@ class Evaluator:
                         self._quick = quick
                         return
         self._masks = None
+
+    def _rows(self, output: Any, seen: Met) -> int:
+        """Images to compute together, where they do not depend on each other; 0 for a whole batch."""
+        count = len(self._batches[0][0])
+        alone = isinstance(output, Tensor) and len(output) == count and self.subject.mode == "eval"
+        if self.subject.device.type != "cpu" or not alone or any(size[0] != count for size, *_ in seen.dropouts):
+            return 0
+        rows = 2 ** max(3, round(math.log2(PART_BYTES / seen.largest)))
+        return rows if rows < count else 0  # so that the trial on the first batch shows whether parts are right
 
     def _agree(self, plain: Sequence[Any], quick: Sequence[Any]) -> bool:
         labels = self._batches[0][1]

@@ -15,7 +15,7 @@ from analyze.landscape.spec import DONE, NOT_FINITE, SUMS, Config, Result, Traje
 from data_cache import InputError, exit_on_input_error
 
 _OF_IMAGES = ("data", "images", "data_sha256", "batch_size", "merged")
-_FREE = {"checkpoint", *_OF_IMAGES}
+_FREE = {"checkpoint", "smoothing", *_OF_IMAGES}
 _FREE_OPTIONS = {f.name for f in fields(Config) if f.metadata.get("free")} | {"first_frame", "same_directions"}
 
 
@@ -40,7 +40,9 @@ def merge(results: Sequence[Result]) -> Result:
 
 def _merged(a: Result, b: Result) -> Result:
     _check(a, b)
-    ours, theirs = a.subject or {}, b.subject or {}
+    if b.frame.min() < a.frame.min():  # pre-scan and trajectory are those of the first frame
+        a, b = b, a
+    ours, theirs = _with_paths_of(a, b), _with_paths_of(b, a)
     config = dict(a.config or {})
     if _images(ours) == _images(theirs):
         if common := sorted(set(a.frame.tolist()) & set(b.frame.tolist())):
@@ -75,6 +77,13 @@ def _merged(a: Result, b: Result) -> Result:
     return replace(a, trajectory=trajectory, deviation=_worse(a, b), **sums).of(config, about)
 
 
+def _with_paths_of(a: Result, b: Result) -> dict[str, Any]:
+    """What a is of, computed by the paths of the smoothing operator of both."""
+    ours, theirs = (result.subject or {} for result in (a, b))
+    paths = [path for each in (ours, theirs) if "smoothing" in each for path in str(each["smoothing"]).split(" and ")]
+    return {**ours, "smoothing": " and ".join(dict.fromkeys(paths))} if paths else dict(ours)
+
+
 def _images(subject: Mapping[str, Any]) -> list[str]:
     """Hashes of the sets of images."""
     return list(subject.get("merged") or [str(subject.get("data_sha256"))])
@@ -107,8 +116,8 @@ def _check(a: Result, b: Result) -> None:
     for name in ("x", "y"):
         if not np.array_equal(getattr(a, name), getattr(b, name)):
             raise InputError(f"the landscapes have different grids along {name}; only those of one grid can be merged.")
-        ours, theirs = getattr(a, f"direction_{name}"), getattr(b, f"direction_{name}")
-        if ours.keys() != theirs.keys() or any(not np.array_equal(ours[key], theirs[key]) for key in ours):
+        hashes = [getattr(getattr(result, f"info_{name}"), "sha256", None) for result in (a, b)]
+        if hashes[0] != hashes[1]:
             raise InputError(f"the landscapes have different directions {name}; only those of one plane can be merged.")
 
 

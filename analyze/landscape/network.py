@@ -1,213 +1,32 @@
-"""A copy of a network whose weights move, and the quick way to compute it at each place for several frames.
+"""The quick way to compute a network at one place of its weights for several frames.
 
 Frames are Monte Carlo passes: they share the weights and differ in dropout masks alone. So the graph of the network
-is cut where the first mask comes in, and only what follows is computed for each frame. The masks are those that the
-passes draw in all other analyses, a function of (seed, pass, batch), drawn ahead and kept as bits between places.
+is cut where the first mask comes in, and only what follows is computed for each frame. On the CPU a batch goes through
+in parts that fit the caches, for memory is what elementwise operations wait for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from analyze.batches import Batch
-from analyze.subject import Subject
+from analyze.landscape.masks import Mask, Masked, rate_of
+from analyze.landscape.twin import Twin
 from models.layers import MCDropout, TanhBlurBlock
 
-MASK_BYTES = 2**30
-"""What kept masks take at most; further ones are drawn anew at each point."""
-
-Tensors = Mapping[str, Tensor]
-
-
-class Twin:
-    """A copy of a subject's network, at weights w0 + x dx + y dy that are computed from w0 every time."""
-
-    def __init__(self, subject: Subject, axes: Sequence[Tensors], *, channels_last: bool = False):
-        self.subject = copy.copy(subject)
-        self.model = self.subject.model = copy.deepcopy(subject.model).requires_grad_(False)
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self._own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        names = {name for axis in axes for name in axis}
-        self._moving = [(self._own[name], self._own[name].clone()) for name in self._own if name in names]
-        self._axes = [
-            [(own, torch.empty_like(own).copy_(axis[name])) for name, own in self._own.items() if name in axis]
-            for axis in axes
-        ]
-        self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-
-    @torch.no_grad()
-    def move(self, *coordinates: float) -> None:
-        """Go to these coordinates along the axes; buffers that no axis moves are the checkpoint's."""
-        for tensor, own in self._buffers:
-            tensor.copy_(own)
-        for tensor, own in self._moving:
-            tensor.copy_(own)
-        for axis, coordinate in zip(self._axes, coordinates, strict=True):
-            if coordinate:
-                for tensor, step in axis:
-                    tensor.add_(step, alpha=coordinate)
-
-    @torch.no_grad()
-    def move_to(self, difference: Tensors) -> None:
-        """Go to w0 plus a difference; every later `move` must be of a new twin."""
-        for name, step in difference.items():
-            self._own[name].add_(step.to(self._own[name]))
-
-    @torch.no_grad()
-    def copy_buffers(self, other: Twin) -> None:
-        """Take the buffers of another twin."""
-        for own, theirs in zip(self.model.buffers(), other.model.buffers(), strict=True):
-            own.copy_(theirs)
-
-    @property
-    def norms(self) -> list[_BatchNorm]:
-        """The modules that have running statistics."""
-        return [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-    @torch.no_grad()
-    def recompute_statistics(self, batches: Sequence[Batch], counters: Sequence[tuple[int, ...]]) -> None:
-        r"""Set BatchNorm's running statistics to mean and unbiased variance over all images, at the present weights.
-
-        .. math:: \mu = \frac{1}{n} \sum_b n_b m_b, \quad
-            \sigma^2 = \frac{n}{n-1} \left[ \frac{1}{n} \sum_b n_b (v_b + m_b^2) - \mu^2 \right]
-
-        with mean m_b and variance v_b of what each norm meets in batch b, where all norms use those of the batch. It
-        takes no running average, so neither the order of the batches nor a momentum matter.
-
-        Args:
-            batches: The images.
-            counters: For each batch what its dropout masks are a function of.
-        """
-        norms = self.norms
-        sums = {norm: [0.0, 0.0, 0.0] for norm in norms}
-
-        def add(norm: nn.Module, inputs: tuple) -> None:
-            x = inputs[0]
-            variance, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
-            n, mean, total = x.numel() // x.shape[1], mean.double(), sums[norm]
-            for place, value in enumerate((n, n * mean, n * (variance.double() + mean**2))):
-                total[place] = total[place] + value
-
-        with ExitStack() as stack:
-            for norm in norms:
-                stack.callback(norm.register_forward_pre_hook(add).remove)
-            for (x, _), numbers in zip(batches, counters, strict=True):
-                with self.subject.frozen(*numbers), torch.no_grad(), _batch_statistics(norms):
-                    self.model(x)
-        for norm, (n, first, second) in sums.items():
-            if n:
-                mean = first / n
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_((second / n - mean**2).clamp(min=0) * (n / max(1, n - 1)))
-
-
-@contextmanager
-def _batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    try:
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, False
-        yield
-    finally:
-        for norm, (training, tracking) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, tracking
-
-
-class Shape(NamedTuple):
-    """What a dropout meets in a batch."""
-
-    size: tuple[int, ...]
-    strides: tuple[int, ...]
-    rate: float
-
-
-def dropouts_met(twin: Twin, x: Tensor) -> list[Shape]:
-    """What each dropout that is on meets, in the order of the calls."""
-    met: list[Shape] = []
-
-    def note(module: nn.Module, inputs: tuple) -> None:
-        if rate := _rate(module):
-            like = torch.empty_like(inputs[0])
-            met.append(Shape(tuple(like.shape), like.stride(), rate))
-
-    with ExitStack() as stack:
-        for module in twin.model.modules():
-            if isinstance(module, (MCDropout, nn.Dropout)):
-                stack.callback(module.register_forward_pre_hook(note).remove)
-        twin.subject.outputs(x, 0)
-    return met
-
-
-def _rate(module: nn.Module) -> float:
-    """Of a dropout that is on; 0 of anything else."""
-    if isinstance(module, MCDropout):
-        return module.rate
-    return module.p if isinstance(module, nn.Dropout) and module.training and not module.inplace else 0.0
-
-
-class Masked(nn.Module):
-    """A dropout whose mask is given."""
-
-    def __init__(self, rate: float, dtype: torch.dtype):
-        super().__init__()
-        self.scale = 0.0 if rate == 1 else torch.ones((), dtype=dtype).div_(1 - rate).item()  # rounded as dropout does
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop what the mask says and rescale the others."""
-        return x if self.mask is None else (x * self.mask).mul_(self.scale)
-
-
-class Masks:
-    """The masks of each pass and batch, in the order in which a plain pass draws them."""
-
-    def __init__(self, subject: Subject, shapes: Sequence[Sequence[Shape]], *, keep: bool):
-        self._subject, self._shapes = subject, shapes
-        self._room = MASK_BYTES if keep and subject.device.type == "cpu" else 0
-        self._kept: dict[tuple[int, ...], list[tuple[np.ndarray, Tensor]]] = {}
-
-    def __call__(self, index: int, counters: tuple[int, ...]) -> list[Tensor]:
-        """One mask for each dropout of batch `index`."""
-        if counters in self._kept:
-            return [_unpacked(bits, like) for bits, like in self._kept[counters]]
-        masks = []
-        with self._subject.frozen(*counters), torch.no_grad():
-            for shape in self._shapes[index]:
-                ones = torch.empty_strided(
-                    shape.size, shape.strides, dtype=self._subject.dtype, device=self._subject.device
-                ).fill_(1)
-                mask = torch.dropout(ones, shape.rate, True) != 0
-                masks.append(mask.contiguous(memory_format=torch.channels_last) if mask.dim() == 4 else mask)
-        size = sum(mask.numel() // 8 + 1 for mask in masks)
-        if size <= self._room:
-            self._room -= size
-            self._kept[counters] = [_packed(mask) for mask in masks]
-        return masks
-
-
-def _packed(mask: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Bits in the order of memory, and a tensor of no memory that says which order that is."""
-    return np.packbits(_flat(mask).numpy()), mask.to("meta")
-
-
-def _unpacked(bits: np.ndarray, like: Tensor) -> Tensor:
-    flat = torch.from_numpy(np.unpackbits(bits, count=like.numel())).view(torch.bool)
-    return flat.as_strided(like.shape, like.stride())
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.as_strided((tensor.numel(),), (1,))
+PART_BYTES = 2**23
+"""What the largest map of a part of a batch takes on the CPU, or nearly: a few of them fit the last cache, and none
+is so large that the allocator fetches fresh pages for it, which takes as long as an elementwise operation."""
 
 
 class _Tracer(fx.Tracer):
@@ -236,25 +55,35 @@ class _Fold(NamedTuple):
 
 
 class QuickNetwork:
-    """The graph of a twin: folded, cut at the first dropout, and perhaps compiled.
+    """The graph of a twin: cut at the first dropout, and perhaps tuned and compiled.
+
+    Args:
+        twin: Whose weights are used, as they are at the last `update`.
+        tuned: Fold norms into convolutions, and write rectifiers and sums over what nothing else reads.
+        compiled: Compile what comes before the cut, and what comes after it.
+        rows: Compute a batch in parts of so many images; 0 for all at once.
 
     Raises:
         Exception: Of any kind, where the network has no graph that `torch.fx` can trace.
     """
 
-    def __init__(self, twin: Twin, *, fold: bool = True, compiled: bool = False):
-        self.twin = twin
+    def __init__(self, twin: Twin, *, tuned: bool = True, compiled: bool = False, rows: int = 0):
+        self.twin, self._rows = twin, rows
         with twin.subject.frozen(0), torch.no_grad():
             graph = _Tracer().trace(twin.model)
             module = fx.GraphModule(twin.model, graph)
-            self._folds = _fold_norms(module) if fold else []
-            random = [node for node in module.graph.nodes if node.op == "call_module" and _rate(_target(module, node))]
-            self.dropouts = [Masked(_rate(_target(module, node)), twin.subject.dtype) for node in random]
+            self._folds = _fold_norms(module) if tuned else []
+            random = [
+                node for node in module.graph.nodes if node.op == "call_module" and rate_of(_target(module, node))
+            ]
+            self.dropouts = [Masked(rate_of(_target(module, node)), twin.subject.dtype) for node in random]
         for number, (node, masked) in enumerate(zip(random, self.dropouts, strict=True)):
             node.target = f"masked_{number}"
             module.add_submodule(node.target, masked)
-        module.recompile()
         after = _descendants(random)
+        if tuned:
+            _write_in_place(module, after)
+        module.recompile()
         self._split = split_module(module, module, lambda node: int(node in after))
         self.shares_prefix = bool(after) and hasattr(self._split, "submod_0")
         self._before = [node for node in self._split.graph.nodes if not _uses(node, "submod_1")]
@@ -273,23 +102,64 @@ class QuickNetwork:
             fold.update()
 
     @torch.no_grad()
-    def outputs(self, x: Tensor, masks: Sequence[Sequence[Tensor]]) -> list[Any]:
-        """What the network gives for a batch with each set of masks."""
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        interpreter = fx.Interpreter(self._split, garbage_collect_values=False)
-        interpreter.args_iter = iter((x,))
-        for node in self._before:
-            if node.op != "output":
-                interpreter.env[node] = interpreter.run_node(node)
-        shared, found = dict(interpreter.env), []
+    def outputs(self, x: Tensor, masks: Sequence[Sequence[Mask]]) -> list[Any]:
+        """What the network gives for a batch with each set of masks.
+
+        Raises:
+            RuntimeError: Something other than the dropouts known here draws random numbers.
+        """
+        state = self._random_state()
+        step = self._rows
+        slices = [slice(begin, begin + step) for begin in range(0, len(x), step)] if step else [slice(None)]
+        parts = [self._part(x, masks, rows) for rows in slices]
+        if not torch.equal(state, self._random_state()):
+            raise RuntimeError("the network draws random numbers outside its dropout modules")
+        return parts[0] if len(parts) == 1 else [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    def _random_state(self) -> Tensor:
+        device = self.twin.subject.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+    def _part(self, x: Tensor, masks: Sequence[Sequence[Mask]], rows: slice) -> list[Any]:
+        shared: _Shared | None = None
+        found = []
         for each in masks:
+            if shared is None or shared.overwritten:
+                shared = self._shared(x[rows])
             for dropout, mask in zip(self.dropouts, each, strict=True):
-                dropout.mask = mask
-            found.append(interpreter.run(x, initial_env=dict(shared)))
+                dropout.mask = mask.rows(rows)
+            found.append(shared.interpreter.run(initial_env=dict(shared.values)))
         for dropout in self.dropouts:
             dropout.mask = None
         return found
+
+    def _shared(self, x: Tensor) -> _Shared:
+        """What comes before the first dropout."""
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        interpreter = fx.Interpreter(self._split, garbage_collect_values=False)
+        interpreter.args_iter = iter((x.clone(memory_format=layout),))  # networks may write to their input
+        for node in self._before:
+            if node.op != "output":
+                interpreter.env[node] = interpreter.run_node(node)
+        return _Shared.of(interpreter)
+
+
+class _Shared(NamedTuple):
+    """What several frames read."""
+
+    interpreter: fx.Interpreter
+    values: dict[fx.Node, Any]
+    versions: dict[fx.Node, int]
+
+    @classmethod
+    def of(cls, interpreter: fx.Interpreter) -> _Shared:
+        values = dict(interpreter.env)
+        return cls(interpreter, values, {n: v._version for n, v in values.items() if isinstance(v, Tensor)})
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether a network that writes in place has spoiled it."""
+        return any(self.values[node]._version != version for node, version in self.versions.items())
 
 
 def _target(module: nn.Module, node: fx.Node) -> nn.Module:
@@ -320,6 +190,32 @@ def _fold_norms(module: fx.GraphModule) -> list[_Fold]:
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)
     return found
+
+
+def _write_in_place(module: fx.GraphModule, after: set[fx.Node]) -> None:
+    """Let rectifiers, sums and dropouts write over an input that nothing else reads."""
+    for node in module.graph.nodes:
+        target = _target(module, node) if node.op == "call_module" else node.target
+        free = [source for source in node.args if _is_free(module, source, node, after)]
+        if not free:
+            continue
+        if target in (torch.relu, F.relu) or type(target) is nn.ReLU:
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (free[0],), {}
+        elif target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
+            other = node.args[1] if node.args[0] is free[0] else node.args[0]
+            if isinstance(other, fx.Node):
+                node.target, node.args = operator.iadd, (free[0], other)
+        elif isinstance(target, Masked):
+            target.in_place = True
+
+
+def _is_free(module: fx.GraphModule, source: Any, reader: fx.Node, after: set[fx.Node]) -> bool:
+    """Whether a value is new memory that one node alone reads, on its own side of the cut."""
+    if not (isinstance(source, fx.Node) and len(source.users) == 1 and (source in after) == (reader in after)):
+        return False
+    if source.op == "call_module":
+        return isinstance(_target(module, source), (_ConvNd, nn.Linear, _BatchNorm, Masked, TanhBlurBlock))
+    return source.op == "call_function" and source.target in (torch.relu_, torch.relu, operator.iadd)
 
 
 def _descendants(nodes: Sequence[fx.Node]) -> set[fx.Node]:

@@ -27,7 +27,7 @@ _NOTHING = 1e-10
 def inner(a: Tensors, b: Tensors) -> float:
     """Inner product in float64; a name that one of them lacks counts as zeros."""
     total = 0.0
-    for name in a.keys() & b.keys():
+    for name in (name for name in a if name in b):  # not of sets, whose order changes the rounding from run to run
         parts = zip(a[name].reshape(-1).split(_CHUNK), b[name].reshape(-1).split(_CHUNK), strict=True)
         total += sum(torch.dot(p.double(), q.double()).item() for p, q in parts)
     return total
@@ -35,7 +35,7 @@ def inner(a: Tensors, b: Tensors) -> float:
 
 def length(a: Tensors) -> float:
     """Euclidean norm in float64."""
-    return math.hypot(*(torch.linalg.vector_norm(tensor, dtype=torch.float64).item() for tensor in a.values()))
+    return math.hypot(*(torch.linalg.vector_norm(tensor.double()).item() for tensor in a.values()))
 
 
 def cosine(a: Tensors, b: Tensors) -> float:

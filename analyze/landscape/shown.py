@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from analyze.drawing import model_name
-from analyze.landscape.spec import DONE, NOT_FINITE, TODO, Config, DirectionInfo, Result
+from analyze.landscape.spec import DONE, NOT_FINITE, TODO, TOWARDS, UNKNOWN, Config, DirectionInfo, Result
 
 LABELS = {
     "nll": "NLL (nats)",
@@ -25,9 +25,6 @@ Extend = Literal["neither", "max"]
 """Whether the class above the last level is open."""
 UNBOUNDED = ("nll", "loss")
 """Metrics that may rise so far that pictures cut them, and colour them by logarithmic levels."""
-
-UNKNOWN = "unknown"
-"""Kind of a direction in a file that doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +73,26 @@ class Shown:
         there = ~self.todo
         if there.all() or not there.any():
             return self
-        counts, best, found = there.sum(axis=1), (0.0, 0), self
-        for least in np.unique(counts[counts > 0]):
-            rows = np.flatnonzero(counts >= least)
-            columns = np.flatnonzero(there[rows].all(axis=0))
-            if len(columns):
-                area = float(np.ptp(self.x[columns]) * np.ptp(self.y[rows]) if len(self.y) > 1 else 0.0)
-                if (area, len(rows) * len(columns)) > best and area > 0:
-                    best, found = (area, len(rows) * len(columns)), self._picked(rows, columns)
+        best, found = (0.0, 0), self
+        for rows, columns in _complete(there):
+            area = float(np.ptp(self.x[columns]) * np.ptp(self.y[rows]))
+            if area > 0 and (area, len(rows) * len(columns)) > best:
+                best, found = (area, len(rows) * len(columns)), self._picked(rows, columns)
         return found
 
     def _picked(self, rows: np.ndarray, columns: np.ndarray) -> Shown:
         picked = np.ix_(rows, columns)
         return Shown(self.x[columns], self.y[rows], self.value[picked], self.missing[picked], self.todo[picked])
+
+
+def _complete(there: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns whose crossings are all there: for each row all rows that have its columns, and vice versa."""
+    for pattern in np.unique(there, axis=0):
+        if pattern.any():
+            yield np.flatnonzero(there[:, pattern].all(axis=1)), np.flatnonzero(pattern)
+    for pattern in np.unique(there, axis=1).T:
+        if pattern.any():
+            yield np.flatnonzero(pattern), np.flatnonzero(there[pattern].all(axis=0))
 
 
 def one_frame(result: Result, name: str, frame: int) -> Shown:
@@ -221,8 +225,8 @@ def _direction(info: DirectionInfo) -> str:
     if kind == "pca":
         known = f" ({info.explained:.0%} of the series)" if np.isfinite(info.explained) else ""
         return f"principal component {number}{known}"
-    name = info.kind.rsplit("/", 1)[-1].removesuffix(".safetensors")
-    return f"0 this checkpoint, 1 {name}"
+    name = info.kind.removeprefix(TOWARDS).rsplit("/", 1)[-1].removesuffix(".safetensors")
+    return f"0 this checkpoint, 1 {name}" if info.leads_to_checkpoint else f"{TOWARDS}{name} from another checkpoint"
 
 
 def caption(results: Sequence[Result], *sentences: str, width: int = 100) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from analyze.arrays import array, arrays
-from analyze.results import AnalysisResult, Quantity, Row
+from analyze.results import AnalysisResult, Progress, Quantity, Row, silent
+from data_cache.errors import InputError
 
 TITLE = "Loss landscape: the loss over a line or a plane of weights through the checkpoint"
 SUBJECT_DEFAULTS = {"limit": 512}
@@ -23,13 +24,22 @@ SUMS = ("count", "nll_sum", "nll_sq", "correct", "bin_count", "bin_confidence", 
 """The fields of `Result` that are sums over images."""
 TODO, DONE, NOT_FINITE, FAILED = range(4)
 """Values of `Result.status`."""
+UNKNOWN = "(unknown)"
+"""Kind of a direction in a file that doesn't say."""
+TOWARDS = "towards "
+"""Begins the kind of a direction that leads to a checkpoint from another one, and here beside it."""
 
 Norm = Literal["filter", "layer", "weight", "none", "filter_transposed"]
 Metric = Literal["nll", "accuracy", "ece", "l2", "loss"]
 
 
-def _free(default: Any) -> Any:
-    return field(default=default, metadata={"free": True})
+def _free(default: Any, **further: Any) -> Any:
+    return field(default=default, metadata={"free": True, **further})
+
+
+def _direction() -> Any:
+    words = ("random", *(f"eigen:{rank}" for rank in range(1, 6)), "pca:1", "pca:2")
+    return field(default="random", metadata={"reads": "checkpoint", "words": words})
 
 
 @dataclass(frozen=True)
@@ -41,25 +51,28 @@ class Config:
     one_dimensional: bool = False
     """A curve over x alone instead of a surface."""
     span: tuple[float, ...] = ()
-    """x and y run from -SPAN to SPAN, with two numbers each its own; default 1.
-    Along another checkpoint, from -SPAN to 1 + SPAN; default 0, from this checkpoint to the other."""
+    """x and y run from -SPAN to SPAN, with two numbers each to its own; default 1. Along another checkpoint they run
+    from -SPAN to 1 + SPAN; default 0, from this checkpoint to the other."""
     frames: int = _free(1)
     """Monte Carlo passes, each a surface of its own; more can be added later. One where all passes are the same."""
     first_frame: int = 0
     """Number of the first pass, for runs that are to be merged."""
 
-    direction_x: str = "random"
-    """random, eigen:K (eigenvector of the K-th largest Hessian eigenvalue), pca:1 or pca:2 (of --series), or another
-    checkpoint, a file or the name of one that ships: then x = 0 is this checkpoint and x = 1 that one."""
-    direction_y: str = "random"
+    direction_x: str = _direction()
+    """random; eigen:K, eigenvector of the K-th largest Hessian eigenvalue; pca:1 or pca:2, principal axes of --series;
+    or another checkpoint, a file or the name of one that ships: then x = 0 is this checkpoint and x = 1 that one."""
+    direction_y: str = _direction()
     """The same for y; not used by a curve."""
-    series: tuple[str, ...] = ()
+    series: tuple[str, ...] = field(default=(), metadata={"reads": "checkpoint"})
     """Checkpoints of one training, first to last: the axes of pca, and a trajectory projected into the plane."""
     norm: Norm = "filter"
     """Length of random directions. filter: each filter as long as the network's own (Li et al. 2018); layer: each
     layer; weight: each weight; none: as drawn; filter_transposed: over the first axis, as in some published figures."""
-    same_directions: Path | None = None
+    same_directions: Path | None = field(default=None, metadata={"reads": "run"})
     """Take both directions from another run file, in place of --direction-x, --direction-y and --norm."""
+    keep_directions: bool = _free(True)
+    """Store the directions in the run file, which takes twice the size of the network. Without them it is small; they
+    are made again to go on, and other runs can't take them from it."""
 
     noise: Literal["frame", "point"] = "frame"
     """Dropout masks: the same at all points of a frame (a smooth surface), or other ones at each point."""
@@ -74,24 +87,22 @@ class Config:
     prescan: bool = _free(True)
     """Look at nine points of growing radius first, and say which span would show the basin."""
 
-    gif: Path | None = _free(None)
+    gif: Path | None = _free(None, writes=".gif")
     """Write an animation too: GIF, or MP4 where ffmpeg is installed."""
     gif_metric: Metric = _free("nll")
-    """What it shows."""
+    """What the animation shows."""
     gif_style: Literal["surface", "contour"] = _free("surface")
-    """How."""
+    """As a surface in 3-D, or as contours from above."""
     gif_tween: int = _free(10)
     """Pictures for each frame: itself, and the others interpolated between it and the next."""
     gif_orbit: bool = _free(False)
-    """Turn the camera around the surface."""
-    gif_fps: int = _free(30)
-    """Pictures in a second."""
+    """Turn the camera around the surface, as it does anyway where nothing else moves."""
+    gif_fps: int = _free(33)
+    """Pictures of the animation in a second."""
     gif_size: int = _free(400)
-    """Height in pixels."""
+    """Height of the animation in pixels; each surface is as wide."""
 
     def __post_init__(self) -> None:
-        from data_cache import InputError
-
         if not 1 <= len(self.points) <= 2 or min(self.points) < 2:
             raise InputError(f"points is one or two whole numbers from 2 up, not {_told(self.points)}.")
         if self.one_dimensional and len(self.points) > 1:
@@ -102,7 +113,7 @@ class Config:
             least = "0" if _is_checkpoint(self._directions[min(axis, len(self._directions) - 1)]) else "above 0"
             if not (0 < span < np.inf or (span == 0 and least == "0")):
                 raise InputError(f"span must be a number {least}, not {span:g}.")
-        for name, least in {"frames": 1, "first_frame": 0, "gif_tween": 1, "gif_fps": 1, "gif_size": 50}.items():
+        for name, least in {"frames": 1, "first_frame": 0, "gif_tween": 1, "gif_fps": 1, "gif_size": 100}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         for name, kind in zip(("direction_x", "direction_y"), self._directions, strict=False):
@@ -116,6 +127,18 @@ class Config:
                 raise InputError(f"{name} is empty; give random, eigen:K, pca:1, pca:2 or a checkpoint.")
         if len(set(self._directions)) < len(self._directions) and self.direction_x != "random":
             raise InputError(f"direction_x and direction_y are both {self.direction_x}, which spans no plane.")
+        if self.gif is not None:
+            self._check_gif(Path(self.gif))
+
+    def _check_gif(self, path: Path) -> None:
+        """Refuse an animation that can't be, before the work that it would show."""
+        animation_format(path)
+        if self.one_dimensional:
+            raise InputError("an animation shows surfaces; leave out --gif or --one-dimensional.")
+        if self.gif_orbit and self.gif_style != "surface":
+            raise InputError(
+                "only surfaces can be orbited, not contours; leave out --gif-orbit or --gif-style contour."
+            )
 
     @property
     def _directions(self) -> tuple[str, ...]:
@@ -142,12 +165,23 @@ class Config:
         return lines[0], lines[1] if len(lines) > 1 else np.zeros(1)
 
 
+def animation_format(path: Path) -> str:
+    """By a file's ending, gif or mp4.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if (ending := path.suffix.lower().removeprefix(".")) not in ("gif", "mp4"):
+        raise InputError(f"an animation is a .gif or an .mp4, not {path.name or path}.")
+    return ending
+
+
 def _told(numbers: Sequence[float]) -> str:
     return " ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def _is_checkpoint(kind: str) -> bool:
-    return kind != "random" and not re.match(r"(eigen|pca)\b", kind)
+    return kind not in ("random", UNKNOWN) and not re.match(r"(eigen|pca)\b|" + TOWARDS, kind)
 
 
 def _line(low: float, high: float, points: int) -> np.ndarray:
@@ -165,13 +199,24 @@ def _line(low: float, high: float, points: int) -> np.ndarray:
 class DirectionInfo:
     """Where a direction comes from; NaN where something has no meaning for it."""
 
-    kind: str = array(doc="random, eigen:K, pca:K, or the checkpoint that it leads to")
+    kind: str = array(doc="random, eigen:K, pca:K, the checkpoint that it leads to, or `towards` one from elsewhere")
     norm: str = array(doc="filter, layer, weight, none or filter_transposed; empty if not random")
     length: float = array(doc="||d||")
     relative_length: float = array(doc="||d|| / ||w||, over all studied weights")
     eigenvalue: float = array(unit="nat", doc="Hessian eigenvalue along an eigenvector")
     residual: float = array(unit="nat", doc="||Hd - lambda d|| / ||d|| of an eigenvector")
     explained: float = array(doc="share of the series' squared distance from its end that this direction explains")
+    sha256: str = array(doc="of the direction's names, shapes and bits, and of the buffers that move with it")
+
+    @property
+    def leads_to_checkpoint(self) -> bool:
+        """Whether another checkpoint lies at coordinate 1."""
+        return _is_checkpoint(self.kind)
+
+
+def kind_elsewhere(info: DirectionInfo) -> str:
+    """The kind of a direction in another landscape than that which it was made for."""
+    return f"{TOWARDS}{info.kind}" if info.leads_to_checkpoint else info.kind
 
 
 @dataclass(frozen=True)
@@ -223,7 +268,7 @@ class Result(AnalysisResult):
     bin_confidence: np.ndarray = array("frame", "y", "x", "bin", doc="sum of their confidences")
     bin_correct: np.ndarray = array("frame", "y", "x", "bin", doc="how many of them are right")
     l2: np.ndarray = array("y", "x", doc="squared norm of all studied weights; NaN: to do")
-    direction_x: dict[str, np.ndarray] = arrays(doc="direction of x for each parameter")
+    direction_x: dict[str, np.ndarray] = arrays(doc="direction of x for each parameter; none if they were not kept")
     direction_y: dict[str, np.ndarray] = arrays(doc="direction of y for each parameter; none for a curve")
     info_x: DirectionInfo
     info_y: DirectionInfo | None
@@ -262,7 +307,7 @@ class Result(AnalysisResult):
 
     def _barrier(self) -> tuple[float, float]:
         between = np.flatnonzero((self.x > -1e-9) & (self.x < 1 + 1e-9))
-        leads = _is_checkpoint(self.info_x.kind) and len(self.y) == 1 and len(between) > 1
+        leads = self.info_x.leads_to_checkpoint and len(self.y) == 1 and len(between) > 1
         if not leads or not np.allclose(self.x[between[[0, -1]]], [0, 1], atol=1e-9):
             return np.nan, np.nan
         x, loss = self.x[between], self.nll[:, 0, between].mean(axis=0)
@@ -274,7 +319,7 @@ class Result(AnalysisResult):
     @property
     def one_dimensional(self) -> bool:
         """Whether it is a curve."""
-        return not self.direction_y
+        return self.info_y is None
 
     @property
     def weight_decay(self) -> float:
@@ -305,14 +350,10 @@ class Result(AnalysisResult):
         return rows(self)
 
     def quantities(self) -> list[Quantity]:
-        """NLL and accuracy at the checkpoint, and how far the loss rises over the grid and at its rim."""
+        """NLL, accuracy and ECE at the checkpoint, and how far the NLL rises over the grid and at its rim."""
         from analyze.landscape.tables import quantities
 
         return quantities(self)
-
-    def pairing(self) -> str:
-        """What two results must agree in for their grid points to stand for each other."""
-        return f"{super().pairing()} {self.x.tolist()} {self.y.tolist()}"
 
     def incomparable(self, config: Config) -> str:
         """Why it can't be drawn beside a result of this config; empty if it can."""
@@ -321,22 +362,24 @@ class Result(AnalysisResult):
             return f"it is {kinds[not self.one_dimensional]}, and this {kinds[not config.one_dimensional]}"
         return ""
 
-    def plot(self, path: str | Path, others: Sequence[Result] = ()) -> list[Path]:
-        """Draw the figures, and the animation where the config asks for one."""
-        files = super().plot(path, others)
-        config = self.config or {}
-        if gif := config.get("gif"):
-            from analyze.landscape.animation import write_gif
+    def animate(self, config: Config, others: Sequence[Result] = (), progress: Progress = silent) -> list[Path]:
+        """Write the animation that the config asks for, with those of `others` beside it."""
+        if config.gif is None:
+            return []
+        from analyze.landscape.animation import write_gif
 
+        results = [self, *others]
+        still = all(len(result.frame) == 1 for result in results)
+        return [
             write_gif(
-                [self, *others],
-                Path(gif),
-                metric=config.get("gif_metric", "nll"),
-                style=config.get("gif_style", "surface"),
-                tween=config.get("gif_tween", 10),
-                orbit=config.get("gif_orbit", False),
-                fps=config.get("gif_fps", 30),
-                size=config.get("gif_size", 400),
+                results,
+                config.gif,
+                metric=config.gif_metric,
+                style=config.gif_style,
+                tween=config.gif_tween,
+                orbit=config.gif_orbit or (still and config.gif_style == "surface"),
+                fps=config.gif_fps,
+                size=config.gif_size,
+                progress=progress,
             )
-            files.append(Path(gif))
-        return files
+        ]

@@ -1,28 +1,30 @@
-"""What a landscape comes to in a few numbers."""
+"""What a landscape comes to in a few numbers.
+
+Standard errors are over images. Passes share their images, and so do the points of a grid: of sums of them no more is
+known than that the error is at most the sum of the errors, and that is what stands here.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, TODO, Result
+from analyze.landscape.shown import span_of
+from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, TODO, UNKNOWN, DirectionInfo, Result
 from analyze.results import Quantity, Row
 
 
 def rows(result: Result) -> list[Row]:
     """The table of the command."""
-    found = [*_at_the_checkpoint(result), *_over_the_grid(result)]
+    found = [*_at_the_checkpoint(result), *_lowest(result), *_rises(result)]
     if np.isfinite(result.barrier):
         remark = f"at x = {result.barrier_x:.3g}, above the line from one checkpoint's NLL to the other's"
-        found.append(Row("barrier", result.barrier, None, remark))
-    for axis, info in (("x", result.info_x), ("y", result.info_y)):
-        if info is None:
-            continue
-        told = [info.kind, info.norm and f"norm {info.norm}"]
-        told.append("" if np.isnan(info.eigenvalue) else f"eigenvalue {info.eigenvalue:.4g} ± {info.residual:.1g}")
-        told.append("" if np.isnan(info.explained) else f"explains {info.explained:.1%} of the series")
-        remark = f"||d|| / ||w||: {', '.join(filter(None, told))}"
-        found.append(Row(f"direction {axis}", info.relative_length, None, remark))
-    if result.info_y is not None:
+        found.append(Row("barrier", result.barrier, _barrier_error(result), remark))
+    found += [
+        Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}")
+        for axis, info in (("x", result.info_x), ("y", result.info_y))
+        if info is not None and info.kind != UNKNOWN
+    ]
+    if np.isfinite(result.cosine):
         found.append(Row("cosine", result.cosine, None, "between the directions"))
     if (scan := result.prescan) is not None:
         remark = f"where the NLL reaches {scan.target:.3g}, from nine points"
@@ -34,56 +36,86 @@ def rows(result: Result) -> list[Row]:
     return [*found, *_unfinished(result)]
 
 
+def _told(info: DirectionInfo) -> str:
+    """Where a direction comes from."""
+    told = [info.kind, info.norm and f"norm {info.norm}"]
+    told.append("" if np.isnan(info.eigenvalue) else f"eigenvalue {info.eigenvalue:.4g} ± {info.residual:.1g}")
+    told.append("" if np.isnan(info.explained) else f"explains {info.explained:.1%} of the series")
+    return ", ".join(filter(None, told))
+
+
 def _at_the_checkpoint(result: Result) -> list[Row]:
-    if result.center is None or not (result.count[:, result.center[0], result.center[1]] > 0).all():
+    if result.center is None:
         return []
     place = (slice(None), *result.center)
-    frames = len(result.frame)
+    if not (result.count[place] > 0).all():
+        return []
+    frames, count = len(result.frame), int(result.count[place][0])
     mean = f", mean over {frames} frames" if frames > 1 else ""
-    count = int(result.count[place][0])
-    found = [Row("NLL", float(result.nll[place].mean()), _error(result), f"at the checkpoint, {count} images{mean}")]
-    for name in ("accuracy", "ece"):
-        if not np.isnan(value := float(getattr(result, name)[place].mean())):
-            found.append(Row("ECE" if name == "ece" else name, value, None, f"at the checkpoint{mean}"))
-    return found
+    accuracy, ece = (getattr(result, name)[place] for name in ("accuracy", "ece"))
+    found = [
+        Row("NLL", float(result.nll[place].mean()), float(_errors(result)[result.center]), f", {count} images{mean}"),
+        Row("accuracy", float(accuracy.mean()), float(_accuracy_errors(accuracy, count).mean()), mean),
+        Row("ECE", float(ece.mean()), None, mean),
+    ]
+    return [
+        row._replace(remark=f"at the checkpoint{row.remark}")
+        for row in found
+        if row.quantity == "NLL" or not np.isnan(row.value)
+    ]
 
 
-def _error(result: Result) -> float:
-    """Standard error over images of the NLL at the checkpoint, as of a single frame: they share the images."""
-    assert result.center is not None
-    return float(np.mean(result.nll_stderr[(slice(None), *result.center)]))
+def _accuracy_errors(accuracy: np.ndarray, count: int) -> np.ndarray:
+    return np.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
 
 
-def _over_the_grid(result: Result) -> list[Row]:
-    mean = _mean_over_frames(result)
+def _mean(result: Result) -> np.ndarray:
+    """(y, x) NLL, mean over frames."""
+    return result.nll.mean(axis=0)
+
+
+def _errors(result: Result) -> np.ndarray:
+    """(y, x) the largest standard error over images that it can have."""
+    return result.nll_stderr.mean(axis=0)
+
+
+def _lowest(result: Result) -> list[Row]:
+    mean = _mean(result)
     if not np.isfinite(mean).any():
         return []
     row, column = np.unravel_index(np.nanargmin(np.where(np.isfinite(mean), mean, np.nan)), mean.shape)
     at = f"at ({result.x[column]:.3g}, {result.y[row]:.3g})" if len(result.y) > 1 else f"at x = {result.x[column]:.3g}"
-    found = [Row("lowest NLL", float(mean[row, column]), None, f"on the grid, {at}")]
-    rise = _rises(result)
-    if rise is not None:
-        for name, values in rise.items():
-            found.append(Row(f"rise {name}", float(np.mean(values)), None, "mean of NLL - NLL at the checkpoint"))
-    return found
+    return [Row("lowest NLL", float(mean[row, column]), float(_errors(result)[row, column]), f"on the grid, {at}")]
 
 
-def _mean_over_frames(result: Result) -> np.ndarray:
-    """(y, x) mean NLL."""
-    return result.nll.mean(axis=0)
+def _rises(result: Result) -> list[Row]:
+    """How far the NLL lies above the checkpoint's, over the grid and at its rim; none if that isn't known.
 
-
-def _rises(result: Result) -> dict[str, np.ndarray] | None:
-    """NLL above the checkpoint's at all points of the grid and at those of its rim; None if that isn't known."""
-    if result.center is None or not (result.status == DONE).all():
-        return None
-    mean = _mean_over_frames(result)
-    rise = mean - mean[result.center]
-    rim = np.zeros(rise.shape, dtype=bool)
+    None for a way to another checkpoint either, which has no rim.
+    """
+    leads = any(info is not None and info.leads_to_checkpoint for info in (result.info_x, result.info_y))
+    if leads or result.center is None or not (result.status == DONE).all():
+        return []
+    mean, errors = _mean(result), _errors(result)
+    rim = np.zeros(mean.shape, dtype=bool)
     rim[:, [0, -1]] = True
     if len(result.y) > 1:
         rim[[0, -1]] = True
-    return {"over the grid": rise.ravel(), "at the rim": rise[rim]}
+    found = []
+    for name, points in (("over the grid", np.ones_like(rim)), ("at the rim", rim)):
+        value = float((mean[points] - mean[result.center]).mean())
+        error = float(errors[points].mean() + errors[result.center])
+        found.append(
+            Row(f"rise {name}", value, error, "mean NLL above the checkpoint's; the largest error it can have")
+        )
+    return found
+
+
+def _barrier_error(result: Result) -> float:
+    """Of the three points that it is made of, at most."""
+    errors, x = _errors(result)[0], result.barrier_x
+    places = [int(np.abs(result.x - place).argmin()) for place in (x, 0, 1)]
+    return float(errors[places] @ [1, 1 - x, x])
 
 
 def _unfinished(result: Result) -> list[Row]:
@@ -95,13 +127,15 @@ def _unfinished(result: Result) -> list[Row]:
 
 
 def quantities(result: Result) -> list[Quantity]:
-    """Numbers to compare; the rises have one sample for each grid point."""
-    found = []
-    if checkpoint := _at_the_checkpoint(result):
-        found = [Quantity(f"{row.quantity} at the checkpoint", row.value, row.error) for row in checkpoint]
-    for name, values in (_rises(result) or {}).items():
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-        found.append(Quantity(f"NLL rise {name}", float(values.mean()), error, values))
+    """Numbers to compare; rises have the range of the axes in their names, for they depend on it."""
+    found = [Quantity(f"{row.quantity} at the checkpoint", row.value, row.error) for row in _at_the_checkpoint(result)]
+    found += [Quantity(f"NLL {row.quantity}, {span_of(result)}", row.value, row.error) for row in _rises(result)]
     if np.isfinite(result.barrier):
-        found.append(Quantity("barrier", result.barrier, None))
+        found.append(Quantity("barrier", result.barrier, _barrier_error(result)))
+    if (scan := result.prescan) is not None and np.isfinite(scan.span):
+        found.append(Quantity("suggested span", scan.span, None))
+    for info in (result.info_x, result.info_y):
+        if info is not None and np.isfinite(info.eigenvalue):
+            name = f"eigenvalue {info.kind.removeprefix('eigen:')} along an axis"
+            found.append(Quantity(name, info.eigenvalue, None, bound=info.residual))
     return found

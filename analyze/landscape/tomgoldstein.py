@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from analyze._safe_hdf5 import build_image
-from analyze.landscape.shown import UNKNOWN, mean_over_frames
-from analyze.landscape.spec import BINS, DONE, NOT_FINITE, TODO, DirectionInfo, Result
+from analyze.landscape.shown import mean_over_frames
+from analyze.landscape.spec import BINS, DONE, NOT_FINITE, TODO, UNKNOWN, DirectionInfo, Result
 from data_cache.errors import InputError
 
 MISSING = -1.0
@@ -70,15 +70,14 @@ def import_surface(path: str | Path, split: str = "train") -> Result:
     todo = nll == MISSING
     status = np.where(todo, TODO, np.where(np.isfinite(nll), DONE, NOT_FINITE)).astype(np.uint8)
     unknown = np.full((*nll.shape, BINS), np.nan)
-    info = DirectionInfo(UNKNOWN, "", *[np.nan] * 5)
+    info = DirectionInfo(UNKNOWN, "", *[np.nan] * 5, sha256="")
     curve = len(y) == 1
     return Result(
         x=x, y=y, frame=np.zeros(1, int), status=status, count=np.where(todo, 0, 1),
         nll_sum=np.where(todo, 0, nll), nll_sq=np.full(nll.shape, np.nan), correct=np.where(todo, 0, accuracy),
         bin_count=unknown, bin_confidence=unknown, bin_correct=unknown, l2=np.full(nll.shape[1:], np.nan),
-        direction_x={}, direction_y={} if curve else {UNKNOWN: np.zeros(0, np.float32)},
-        info_x=info, info_y=None if curve else info, stochastic=False, cosine=np.nan, arithmetic=UNKNOWN,
-        deviation=np.nan, prescan=None, trajectory=None,
+        direction_x={}, direction_y={}, info_x=info, info_y=None if curve else info, stochastic=False, cosine=np.nan,
+        arithmetic=UNKNOWN, deviation=np.nan, prescan=None, trajectory=None,
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ class Config:
     """Corruptions by name, such as gaussian_noise; default: all there are. More can be added later."""
     severities: tuple[int, ...] = _free((1, 2, 3, 4, 5))
     """How strong, from 1 to 5."""
-    cifar_c: str | None = _of("corruptions", None)
+    cifar_c: str | None = field(default=None, metadata={"parts": ("corruptions",), "reads": "folder"})
     """Folder of CIFAR-10-C or CIFAR-100-C (NAME.npy, labels.npy) to take pictures from, not computing any."""
     corruption_images: int = _of("corruptions", 128)
     """Images to corrupt, evenly spaced over those of the subject; 0 for all of them."""

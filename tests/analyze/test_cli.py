@@ -15,7 +15,7 @@ import torch
 import xarray
 from commands import SMALL, metadata
 
-from analyze import hessian, open_run
+from analyze import cli, hessian, open_run
 from analyze.hessian.spec import Result
 from models import get_model, save_checkpoint
 
@@ -23,8 +23,6 @@ from models import get_model, save_checkpoint
 @pytest.fixture(scope="module")
 def finished(tiny_checkpoint, tmp_path_factory):
     """A run file of the whole analysis, with its figure."""
-    from analyze import cli
-
     out = tmp_path_factory.mktemp("run") / "tiny.h5"
     cli.main("hessian", ["--ckpt", str(tiny_checkpoint), "--out", str(out), *SMALL])
     return out
@@ -337,8 +335,6 @@ REACHED = {
 @pytest.fixture(scope="module")
 def all_parts(tiny_checkpoint, tmp_path_factory):
     """A run file of all parts, of a search for extremes that restarts."""
-    from analyze import cli
-
     out = tmp_path_factory.mktemp("run") / "tiny.h5"
     cli.main("hessian", ["--ckpt", str(tiny_checkpoint), "--out", str(out), *ALL])
     return out
@@ -445,3 +441,17 @@ def contents(path) -> dict:
         note("/", file)
         file.visititems(note)
     return found
+
+
+def test_an_interrupt_that_was_dropped_comes_back_at_the_next_report():
+    before = signal.getsignal(signal.SIGINT)
+    with cli.Bars(quiet=True) as bars:
+        bars.report("trace", 1, 3, "")
+        try:  # what Python does around a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            bars.report("trace", 2, 3, "")
+    assert signal.getsignal(signal.SIGINT) is before

@@ -12,7 +12,7 @@ IMAGES = 512
 
 
 def info(kind: str = "random", norm: str = "filter", explained: float = np.nan) -> DirectionInfo:
-    return DirectionInfo(kind, norm, 3.0, 0.5, np.nan, np.nan, explained)
+    return DirectionInfo(kind, norm, 3.0, 0.5, np.nan, np.nan, explained, "cd" * 32)
 
 
 def bowl(frame: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import itertools
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from surfaces import bowl, surface
 from analyze.landscape import animation
 from analyze.landscape.animation import EASES, between, timeline, write_gif
 from analyze.landscape.shown import one_frame
+from analyze.landscape.spec import Config
 from data_cache.errors import InputError
 
 
@@ -175,10 +177,35 @@ def test_orbits_of_one_frame_turn_and_come_back(tmp_path):
     assert min(steps) > 0 and steps[-1] < 2 * np.median(steps)
 
 
+def test_the_command_turns_the_camera_where_nothing_else_moves(tmp_path):
+    result, config = surface(points=(5, 5)), Config(gif=tmp_path / "a.gif", gif_size=100, gif_tween=2)
+    assert result.animate(config) == [config.gif]
+    assert len(pictures(config.gif)) == animation.ORBIT
+    result.animate(config, [surface(points=(5, 5), frames=2)])
+    assert len(pictures(config.gif)) == 4
+    assert result.animate(Config()) == []
+    with pytest.raises(InputError, match="nothing would move"):
+        result.animate(replace(config, gif_style="contour"))
+
+
+def test_names_that_are_too_long_for_a_panel_lose_their_middle():
+    results = [surface(frames=2, name=name) for name in ("resnet_mcdo_18", "resnet_mcdo_smoothing_18", "a" * 90)]
+    frames = [[one_frame(result, "nll", number) for number in range(2)] for result in results]
+    for size, cut in ((400, [False, False, True]), (120, [False, True, True])):
+        stage = animation._Stage(results, frames, "nll", "surface", size, "caption")
+        names = stage.canvas.figure.texts[:3]
+        assert ["…" in text.get_text() for text in names] == cut
+        assert names[0].get_text() == "resnet_mcdo_18" and names[1].get_text().endswith("18")
+        boxes = [text.get_window_extent() for text in stage.canvas.figure.texts]
+        assert all(box.x0 >= 0 and box.x1 <= 3 * size for box in boxes)
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes[:3]))
+
+
 REFUSED = {
     "nothing would move": lambda path: write_gif([surface()], path / "a.gif"),
     "2 and 3 frames": lambda path: write_gif([surface(frames=2), surface(frames=3)], path / "a.gif"),
     "is a curve": lambda path: write_gif([surface(points=(5, 1), frames=2)], path / "a.gif"),
+    "at least 100 pixels": lambda path: write_gif([surface(frames=2)], path / "a.gif", size=99),
     "only surfaces": lambda path: write_gif([surface()], path / "a.gif", style="contour", orbit=True),
     "an animation is a .gif or an .mp4": lambda path: write_gif([surface(frames=2)], path / "a.webp"),
     "no point of the grid": lambda path: write_gif(

@@ -14,12 +14,12 @@ from torch import nn
 from analyze import RunFile, Subject
 from analyze.arrays import arrays
 from analyze.landscape.checkpoints import difference
+from analyze.landscape.direction import read_directions
 from analyze.landscape.directions import (
     checkpoint_direction,
     eigen_directions,
     make_plane,
     random_direction,
-    read_directions,
 )
 from analyze.landscape.filters import moved, normalized
 from analyze.landscape.spec import Config, DirectionInfo
@@ -395,7 +395,7 @@ def test_the_other_checkpoint_lies_at_one(loaded, files, name, seed):
 def test_models_and_state_dicts_are_checkpoints_too(loaded):
     other = network(1)
     expected = checkpoint_direction(loaded, other)
-    assert checkpoint_direction(loaded, other.state_dict()).sha256() == expected.sha256()
+    assert checkpoint_direction(loaded, other.state_dict()).info.sha256 == expected.info.sha256
     frozen = Subject(partly_frozen(), [(torch.zeros(2, 6), torch.zeros(2, dtype=torch.long))])
     direction = checkpoint_direction(frozen, mlp())
     assert set(direction.rest) == {"1.weight"}
@@ -432,8 +432,8 @@ def test_checkpoints_of_other_networks_are_refused(loaded, files):
 def test_plane_of_random_directions(loaded):
     plane = make_plane(loaded, Config())
     assert [direction.info.kind for direction in (plane.x, plane.y)] == ["random", "random"]
-    assert plane.x.sha256() == random_direction(loaded, "filter", "x").sha256()
-    assert plane.y.sha256() == random_direction(loaded, "filter", "y").sha256()
+    assert plane.x.info.sha256 == random_direction(loaded, "filter", "x").info.sha256
+    assert plane.y.info.sha256 == random_direction(loaded, "filter", "y").info.sha256
     flat = [torch.cat([t.flatten() for t in d.tensors.values()]).double() for d in (plane.x, plane.y)]
     exact = flat[0] @ flat[1] / flat[0].norm() / flat[1].norm()
     assert plane.cosine == pytest.approx(exact.item(), abs=1e-12)
@@ -527,7 +527,7 @@ def test_directions_are_taken_from_another_run(loaded, files, tmp_path):
     made = make_plane(other, Config(norm="layer"))
     path = store(tmp_path / "other.h5", made.x, made.y)
     found = make_plane(loaded, Config(same_directions=path))
-    assert (found.x.sha256(), found.y.sha256()) == (made.x.sha256(), made.y.sha256())
+    assert (found.x.info.sha256, found.y.info.sha256) == (made.x.info.sha256, made.y.info.sha256)
     assert found.x.info.norm == "layer"
     assert make_plane(loaded, Config(same_directions=path, one_dimensional=True)).y is None
 
@@ -536,7 +536,7 @@ def test_all_parameters_or_those_that_random_directions_move(loaded, files, tmp_
     toward = checkpoint_direction(loaded, files["step1"])
     path = store(tmp_path / "toward.h5", toward)
     (found,) = read_directions(loaded, path)
-    assert found.info.kind == files["step1"]
+    assert found.info.kind == "towards " + files["step1"]
     assert set(found.tensors) == set(loaded.parameters)
     with pytest.raises(InputError, match="is of a curve"):
         make_plane(loaded, Config(same_directions=path))

@@ -145,6 +145,15 @@ def test_their_curve_is_a_curve(tmp_path):
     np.testing.assert_array_equal(result.nll[0, 0], 1 + X**2)
 
 
+def test_their_curve_leads_to_no_checkpoint_that_is_known(tmp_path):
+    result = import_surface(their_file(tmp_path / "s.h5", np.linspace(0, 1, 5), None, formula))
+    assert np.isnan(result.barrier)
+    assert not {"barrier", "direction x", "cosine"} & {row.quantity for row in result.rows()}
+    assert not any(np.isnan(row.value) for row in result.rows())
+    left = figures(result)[""].axes[0]
+    assert left.get_xlabel() == "x" and "barrier" not in " ".join(map(str, left.get_legend_handles_labels()[1]))
+
+
 def test_a_surface_comes_back_as_it_went(tmp_path):
     result = with_holes()
     back = import_surface(export(result, tmp_path / "s.h5"))

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from surfaces import bowl, surface
 
 from analyze.landscape.contours import INFINITE, MISSING, draw_contours
 from analyze.landscape.figures import draw_surface, figures
+from analyze.landscape.grid import coarse_to_fine
 from analyze.landscape.shown import even_levels, limits, log_levels, mean_over_frames, spread_over_frames
 from analyze.landscape.spec import Trajectory
 
@@ -122,6 +124,20 @@ def test_a_preview_is_the_complete_coarse_grid():
     coarse = mean_over_frames(preview(), "nll").coarse()
     assert coarse.shape == (6, 7) and not coarse.missing.any()
     np.testing.assert_allclose(coarse.value, bowl(0, *np.meshgrid(coarse.x, coarse.y)))
+
+
+@pytest.mark.parametrize("points", [(21, 21), (9, 14)])
+def test_a_preview_shows_the_whole_range_as_soon_as_its_corners_are_there(points):
+    result, order = surface(points=points), coarse_to_fine(points[1], points[0])
+    status = np.zeros((1, points[1], points[0]), np.uint8)
+    for number, place in enumerate(order):
+        status[(0, *place)] = 1
+        coarse = mean_over_frames(replace(result, status=status), "nll").coarse()
+        if number >= 3:
+            assert not coarse.todo.any()
+            for axis in "xy":
+                assert getattr(coarse, axis)[[0, -1]].tolist() == getattr(result, axis)[[0, -1]].tolist()
+    assert coarse.shape == points[::-1]
 
 
 def test_failed_points_are_never_dropped_for_a_coarse_grid():

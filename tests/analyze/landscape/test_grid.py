@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from cases import CASES, conv_net
 from torch import nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import ResNet as TorchvisionResNet
+from torchvision.models.vision_transformer import VisionTransformer
 
 from analyze import Subject
 from analyze.landscape.directions import Direction, checkpoint_direction, random_direction
 from analyze.landscape.grid import Evaluator, coarse_to_fine
-from analyze.landscape.network import QuickNetwork, Twin
+from analyze.landscape.masks import Mask
 from analyze.landscape.spec import SUMS
+from analyze.landscape.twin import Twin
 from data_cache import InputError
 from models import get_model
 from models.layers import MCDropout
@@ -32,7 +36,7 @@ def seeded(make):
 
 def zoo_subject(name="resnet_mcdo_smoothing_18", sizes=(5, 5, 3), size=16, **options) -> Subject:
     def make():
-        model = get_model(name, 10, width=4)
+        model = get_model(name, 10, width=4, **({"hidden": 32} if "vgg" in name else {}))
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2)
@@ -42,6 +46,18 @@ def zoo_subject(name="resnet_mcdo_smoothing_18", sizes=(5, 5, 3), size=16, **opt
 
     model, data = seeded(make)
     return Subject(model, data, **options)
+
+
+def seeded_apart(model):
+    """Another checkpoint of the network, all of whose tensors differ."""
+
+    def change(tensor):
+        return tensor.abs().sqrt() + 0.1 * torch.rand(tensor.shape) if tensor.is_floating_point() else tensor
+
+    other = copy.deepcopy(model)
+    state = seeded(lambda: {name: change(tensor) for name, tensor in model.state_dict().items()})
+    other.load_state_dict({n: t - t.mean() if n.endswith("weight") and t.dim() > 1 else t for n, t in state.items()})
+    return other
 
 
 def plane(subject):
@@ -112,16 +128,22 @@ def test_quick_network_equals_the_plain_one(name):
         np.testing.assert_array_equal(a.count, b.count)
 
 
+def runs_of_each_side(evaluator, frames):
+    """In which order the sides of the cut are computed for one batch."""
+    split, runs = evaluator._quick._split, []
+    hooks = [
+        getattr(split, f"submod_{side}").register_forward_hook(lambda *_, side=side: runs.append(side))
+        for side in (0, 1)
+    ]
+    evaluator.evaluate(0.1, 0.1, range(frames))
+    for hook in hooks:
+        hook.remove()
+    return runs
+
+
 def test_cut_runs_what_comes_before_the_first_dropout_once():
     subject = zoo_subject("resnet_mcdo_18", sizes=(3,))
-    quick = QuickNetwork(Twin(subject, []))
-    runs = []
-    stem = quick._split.submod_0.register_forward_hook(lambda *_: runs.append("before"))
-    rest = quick._split.submod_1.register_forward_hook(lambda *_: runs.append("after"))
-    with quick.twin.subject.frozen(0):
-        quick.outputs(next(iter(subject.data))[0], [[None] * len(quick.dropouts)] * 4)
-    stem.remove(), rest.remove()
-    assert runs == ["before", *["after"] * 4]
+    assert runs_of_each_side(Evaluator(subject, *plane(subject)), 4) == [0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("noise", ["frame", "point"])
@@ -152,7 +174,7 @@ def test_noise_by_point_draws_other_masks_at_each_point_and_by_frame_the_same(en
 def test_masks_that_find_no_room_are_drawn_again(monkeypatch):
     subject = zoo_subject()
     kept = Evaluator(subject, *plane(subject))
-    monkeypatch.setattr("analyze.landscape.network.MASK_BYTES", 3000)
+    monkeypatch.setattr("analyze.landscape.masks.MASK_BYTES", 3000)
     drawn = Evaluator(subject, *plane(subject))
     for point in ((0.1, 0.2), (0.3, 0.1)):
         a, b = (each.evaluate(*point, [0, 1]) for each in (kept, drawn))
@@ -174,12 +196,12 @@ class WithBranch(nn.Module):
 class FunctionalDropout(nn.Module):
     """Its graph does not show which of its parts are random."""
 
-    def __init__(self):
+    def __init__(self, rate=0.5):
         super().__init__()
-        self.first, self.second = nn.Linear(4, 50), nn.Linear(50, 3)
+        self.first, self.second, self.rate = nn.Linear(4, 50), nn.Linear(50, 3), rate
 
     def forward(self, x):
-        return self.second(F.dropout(torch.relu(self.first(x)), 0.5))
+        return self.second(F.dropout(torch.relu(self.first(x)), self.rate))
 
 
 class ReadTwice(nn.Module):
@@ -198,22 +220,170 @@ class ReadTwice(nn.Module):
         return self.drop(self.drop(x)).mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [(WithBranch, (4,)), (FunctionalDropout, (4,)), (ReadTwice, (3, 6, 5))],
-    ids=lambda each: getattr(each, "__name__", ""),
-)
-def test_networks_that_no_graph_or_fold_fits_are_computed_as_they_are(model, shape):
-    network = seeded(model)
-    data = seeded(lambda: [(torch.randn(n, *shape), torch.randint(0, 3, (n,))) for n in (40, 7)])
-    subject = Subject(network, data)
+class WritesInPlace(nn.Module):
+    """What comes before the dropout is written over by what comes after it; perhaps no graph shows it."""
+
+    def __init__(self, shown=True):
+        super().__init__()
+        self.shown = shown
+        self.first, self.second, self.drop = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1), MCDropout(0.4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        total = x.add_(self.drop(x))
+        x = total if self.shown else x
+        return self.second(x).mean(dim=(2, 3))
+
+
+class Broadcasts(nn.Module):
+    """A sum that is larger than either of its terms."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.drop = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, (1, 3)), MCDropout(0.4)
+
+    def forward(self, x):
+        x = self.first(x).mean(dim=2, keepdim=True) + self.second(x)
+        return torch.relu(self.drop(self.second(x[:, :3]) + self.first(F.pad(x[:, :3], (0, 0, 1, 1))))).mean(dim=(2, 3))
+
+
+class Tokens(nn.Module):
+    """Dropout of all images' tokens in one row, and of tokens first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.drop = nn.Linear(4, 6), nn.Linear(6, 3), MCDropout(0.4)
+
+    def forward(self, x):
+        x = self.drop(torch.relu(self.first(x.flatten(0, 1)))).unflatten(0, (-1, 5))
+        return self.second(self.drop(x.transpose(0, 1))).mean(dim=0)
+
+
+class AcrossImages(nn.Module):
+    """An image's output depends on the others of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(dim=0))
+
+
+def vision_transformer():
+    return VisionTransformer(8, 4, 1, 2, 8, 16, dropout=0.1, attention_dropout=0.1, num_classes=3)
+
+
+def volumes():
+    return nn.Sequential(
+        nn.Conv3d(2, 3, 2),
+        nn.BatchNorm3d(3),
+        nn.ReLU(),
+        MCDropout(0.2),
+        nn.Conv3d(3, 3, 1),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+    )
+
+
+def sequences():
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.ReLU(True),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+        nn.BatchNorm1d(3),
+    )
+
+
+def channels_dropped():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def torchvision_resnet():
+    return TorchvisionResNet(BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+NETWORKS = {  # factory, shape of an image, mode, what `arithmetic` says
+    "a path by the data": (WithBranch, (4,), "eval", "as it is"),
+    "functional dropout": (FunctionalDropout, (4,), "eval", "as it is"),
+    "functional dropout that hardly drops": (lambda: FunctionalDropout(1e-9), (4,), "eval", "as it is"),
+    "dropout of channels": (channels_dropped, (3, 6, 5), "train", "as it is"),
+    "dropout of attention": (vision_transformer, (3, 8, 8), "train", "as it is"),
+    "vision transformer": (vision_transformer, (3, 8, 8), "eval", "channels last"),
+    "read twice": (ReadTwice, (3, 6, 5), "eval", "channels last, shared up to the first dropout"),
+    "written in place": (WritesInPlace, (3, 6, 5), "eval", "channels last, shared up to the first dropout"),
+    "written in place unseen": (lambda: WritesInPlace(False), (3, 6, 5), "eval", "as it is"),
+    "sums that broadcast": (Broadcasts, (3, 6, 5), "eval", "channels last, shared up to the first dropout"),
+    "dropout of tokens": (Tokens, (5, 4), "eval", "channels last, shared up to the first dropout"),
+    "across images": (AcrossImages, (4,), "eval", "channels last"),
+    "3-D": (volumes, (2, 4, 3, 5), "eval", "channels last, 1 norms folded, shared up to the first dropout"),
+    "1-D": (sequences, (2, 7), "eval", "channels last, 1 norms folded"),
+    "1-D in train mode": (sequences, (2, 7), "train", "channels last, shared up to the first dropout"),
+    "torchvision": (torchvision_resnet, (3, 16, 16), "eval", "channels last, 12 norms folded"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_all_kinds_are_computed_right(name, monkeypatch):
+    """In parts of 8 images where the quick network takes them; what it can't do is done as it is."""
+    monkeypatch.setattr("analyze.landscape.grid.PART_BYTES", 1)
+    make, shape, mode, words = NETWORKS[name]
+    network = seeded(make)
+    data = seeded(lambda: [(torch.randn(n, *shape), torch.randint(0, 3, (n,))) for n in (20, 7)])
+    subject = Subject(network, data, mode=mode, dtype=torch.float64)
     x, y = plane(subject)
     evaluator = Evaluator(subject, x, y)
-    sums = evaluator.evaluate(0.3, -0.2, [0, 1])
-    for frame in (0, 1):
+    assert evaluator.arithmetic == f"float64, {words}"
+    sums = evaluator.evaluate(0.3, -0.2, [0, 3])
+    for place, frame in enumerate((0, 3)):
         expected = plain_sums(at(subject, (0.3, x), (-0.2, y)), frame)
-        np.testing.assert_allclose(sums.nll_sum[frame], expected[1], rtol=1e-5)
-    assert "folded" not in evaluator.arithmetic
+        np.testing.assert_allclose(sums.nll_sum[place], expected[1], rtol=1e-9)
+
+
+def test_what_a_network_overwrites_is_computed_again():
+    data = seeded(lambda: [(torch.randn(5, 3, 6, 5), torch.randint(0, 3, (5,)))])
+    subject = Subject(seeded(WritesInPlace), data)
+    assert runs_of_each_side(Evaluator(subject, *plane(subject)), 3) == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("size", [(9, 3, 7, 5), (9, 5), (9, 2, 3), (9, 2, 3, 3, 1)])
+def test_rows_of_packed_masks_are_those_that_were_drawn(size):
+    drawn = seeded(lambda: torch.rand(size) > 0.5)
+    mask, packed = Mask(drawn), Mask(drawn)
+    packed.pack()
+    for rows in (slice(None), slice(0, 4), slice(3, 8), slice(8, 16)):
+        for each in (mask, packed):
+            assert torch.equal(each.rows(rows), drawn[rows].to(torch.uint8))
+
+
+def test_network_that_takes_images_one_by_one_is_computed_in_parts(monkeypatch):
+    """Parts change rounding alone, whatever is left over for the last one."""
+    subject = zoo_subject("resnet_mcdo_smoothing_18", sizes=(19, 8, 3), dtype=torch.float64)
+    whole = Evaluator(subject, *plane(subject))
+    monkeypatch.setattr("analyze.landscape.grid.PART_BYTES", 1)
+    parts = Evaluator(subject, *plane(subject))
+    assert runs_of_each_side(whole, 2) == [0, 1, 1] * 3
+    assert runs_of_each_side(parts, 2) == [0, 1, 1] * 5
+    for got, expected in zip(*(each.evaluate(0.3, 0.1, [0, 1]) for each in (parts, whole)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_points_do_not_depend_on_their_order(engine, recompute):
+    """To the last bit, along another checkpoint whose buffers move too."""
+    subject = zoo_subject("resnet_mcdo_18", sizes=(5, 3))
+    axes = checkpoint_direction(subject, seeded_apart(subject.model)), random_direction(subject, "filter", "y")
+    points = [(1.0, 0.0), (0.0, 0.0), (-0.3, 0.5), (0.4, -0.2)]
+    found = []
+    for order in (points, points[::-1]):
+        evaluator = Evaluator(subject, *axes, engine=engine, recompute=recompute)
+        found.append({point: evaluator.evaluate(*point, [1, 0], 3) for point in order})
+    for point in points:
+        assert all(np.array_equal(a, b) for a, b in zip(*(each[point] for each in found), strict=True))
 
 
 def test_nll_is_finite_where_softmax_underflows():
@@ -330,17 +500,22 @@ def test_recomputing_is_refused_where_there_is_nothing_to_recompute():
         Evaluator(subject, *plane(subject), recompute=True)
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_interpolation_ends_at_the_other_checkpoint(engine):
-    subject = zoo_subject("resnet_mcdo_18")
-    other = seeded(lambda: get_model("resnet_mcdo_18", 10, width=4))
-    with torch.no_grad():
-        other.layer0[1].running_mean += 0.3
-    axis = checkpoint_direction(subject, other)
-    sums = Evaluator(subject, axis, engine=engine).evaluate(1.0, 0.0, [0])
+def test_interpolation_ends_at_the_other_checkpoint(engine, dtype, rounding):
+    """With its BatchNorm statistics and parameters that are not studied, which the norm does not count."""
+    subject = zoo_subject("resnet_mcdo_18", sizes=(5, 3), dtype=dtype)
+    subject.model.layer0[0].weight.requires_grad_(False)
+    other = seeded_apart(subject.model)
+    evaluator = Evaluator(subject, checkpoint_direction(subject, other), engine=engine)
+    assert engine == "plain" or "folded" in evaluator.arithmetic
     there = copy.copy(subject)
     there.model = other
-    np.testing.assert_allclose(sums.nll_sum[0], plain_sums(there, 0)[1], rtol=1e-5)
+    studied = sum((other.get_parameter(name).double() ** 2).sum().item() for name in subject.parameters)
+    np.testing.assert_allclose(evaluator.squared_norm(1.0), studied, rtol=rounding)
+    for frame in (0, 1):
+        sums = evaluator.evaluate(1.0, 0.0, [frame])
+        np.testing.assert_allclose(sums.nll_sum[0], plain_sums(there, frame)[1], rtol=rounding)
 
 
 def test_lower_precision_is_measured_against_full():

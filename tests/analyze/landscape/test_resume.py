@@ -1,5 +1,7 @@
 """The command through anything: killed, interrupted, on two ranks, with files that changed under it."""
 
+import dataclasses
+import errno
 import importlib
 import os
 import signal
@@ -11,9 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from ranks import run_ranks
 
-from analyze.landscape.spec import DONE, TODO, Result
+from analyze.landscape.spec import DONE, TODO, Config, Result
 
 SMALL = ["--limit", "24", "--batch-size", "16", "--points", "4", "3", "--frames", "2", "--no-plot", "--quiet"]
 
@@ -101,8 +104,10 @@ def wait_for(process: subprocess.Popen, path: Path) -> None:
 def test_stopped_run_goes_on_to_the_same_file(tiny_checkpoint, tmp_path, finished, command, blow, kept_in):
     out = tmp_path / "A.h5"
     arguments = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL]
-    process = begin(0.5, kept_in, *arguments)
+    process = begin(60, kept_in, *arguments)
     wait_for(process, out.with_suffix(".begun"))
+    second = command(*arguments, name="landscape")
+    assert second.status == 2 and "is being written by another process" in second.err
     process.send_signal(blow)
     printed, told = process.communicate(timeout=60)
     assert process.returncode == (130 if blow == signal.SIGINT else -signal.SIGKILL)
@@ -134,6 +139,51 @@ def test_same_command_again_computes_nothing_and_more_frames_are_added(tiny_chec
     assert three.frame.tolist() == [0, 1, 2] and (three.status == DONE).all()
 
 
+@pytest.mark.parametrize("after", [2, 9])
+def test_full_disk_is_a_sentence_and_the_run_goes_on(tiny_checkpoint, tmp_path, finished, command, monkeypatch, after):
+    out, compute, sync, synced = tmp_path / "A.h5", importlib.import_module("analyze.landscape.compute"), os.fsync, []
+    arguments = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL]
+
+    def full(descriptor):
+        synced.append(descriptor)
+        if len(synced) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        for name in ("OFFER_SECONDS", "SCRATCH_SECONDS", "SHARE"):
+            patch.setattr(compute, name, 0)
+        patch.setattr("analyze.cli.SAVE_SECONDS", 0)
+        patch.setattr(os, "fsync", full)
+        outcome = command(*arguments, name="landscape")
+    assert outcome.status == 2 and "No space left" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert command(*arguments, name="landscape").status == 0
+    assert_same_file(out, finished)
+    assert [each.name for each in tmp_path.iterdir()] == ["A.h5"]
+
+
+def test_the_animation_reports_how_far_it_is_also_without_figures(tiny_checkpoint, tmp_path, finished, command):
+    out, gif = tmp_path / "A.h5", tmp_path / "a.gif"
+    out.write_bytes(finished.read_bytes())
+    arguments = ["--ckpt", tiny_checkpoint, "--out", out, *(word for word in SMALL if word != "--quiet")]
+    arguments += ["--gif", gif, "--gif-tween", "2", "--gif-size", "100"]
+    outcome = command(*arguments, name="landscape")
+    assert outcome.status == 0 and "animation: 100%" in outcome.err
+    assert outcome.out.strip().splitlines()[-1].split() == ["figure", str(gif)]
+    with Image.open(gif) as image:
+        assert image.n_frames == 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analyze.landscape.animation.between", interrupted)
+        outcome = command(*arguments, name="landscape")
+    assert outcome.status == 130 and f"all numbers are in {out}" in outcome.err
+    with Image.open(gif) as image:  # the old one, whole
+        assert image.n_frames == 4
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_other_options_are_refused_by_name(tiny_checkpoint, tmp_path, finished, command):
     out = tmp_path / "A.h5"
     out.write_bytes(finished.read_bytes())
@@ -159,6 +209,32 @@ def test_directions_that_changed_on_the_disk_are_refused(tiny_checkpoint, tmp_pa
                 break
     outcome = command(*arguments, "--frames", "3", name="landscape")
     assert outcome.status == 2 and "direction x" in outcome.err and "--restart" in outcome.err
+
+
+def test_without_its_directions_a_run_file_is_small_and_goes_on(tiny_checkpoint, tmp_path, finished, command):
+    out = tmp_path / "A.h5"
+    arguments = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL, "--no-keep-directions"]
+    assert command(*arguments, "--frames", "1", name="landscape").status == 0
+    assert command(*arguments, name="landscape").status == 0
+    bare, whole = Result.read(out), Result.read(finished)
+    assert not bare.direction_x and not bare.direction_y and not bare.one_dimensional
+    assert (bare.info_x.sha256, bare.info_y.sha256) == (whole.info_x.sha256, whole.info_y.sha256)
+    directions = sum(each.nbytes for axis in "xy" for each in getattr(whole, f"direction_{axis}").values())
+    assert out.stat().st_size < finished.stat().st_size - directions
+    ours, theirs = contents(out), contents(finished)
+    for name, value in theirs.items():
+        if "direction_" not in name and "config" not in name:
+            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    taken = command(
+        "--ckpt", tiny_checkpoint, "--out", tmp_path / "B.h5", *SMALL, "--same-directions", out, name="landscape"
+    )
+    assert taken.status == 2 and "--no-keep-directions" in taken.err and not (tmp_path / "B.h5").exists()
+    # with them again, as soon as there is anything to do
+    assert command(*arguments[:-1], "--frames", "3", name="landscape").status == 0
+    for axis in "xy":
+        ours, theirs = (getattr(result, f"direction_{axis}") for result in (Result.read(out), whole))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def in_rank(*arguments: str) -> None:
@@ -224,3 +300,12 @@ def test_killed_rank_restarts_and_goes_on_to_the_file_of_one(tiny_checkpoint, tm
     assert (tmp_path / "A.0.1.3").exists() and not (tmp_path / "A.0.1.4").exists()
     assert (tmp_path / "A.1.0.1").exists()
     assert_same_file(out, finished)
+
+
+def test_help_is_quick_and_complete():
+    script = "import sys; from analyze import cli\ntry:\n    cli.main('landscape', ['--help'])\nfinally:\n"
+    script += "    print('LOADED', sorted({'torch', 'matplotlib', 'plotly', 'PIL', 'scipy'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "LOADED []" in printed
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in printed

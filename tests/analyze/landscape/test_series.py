@@ -127,5 +127,10 @@ def test_inner_products_and_angles(monkeypatch):
     assert length(as_tensors(a)) == pytest.approx(np.linalg.norm(a), rel=1e-14)
     assert cosine(as_tensors(a), as_tensors(b)) == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     assert cosine(as_tensors(a), {}) != cosine(as_tensors(a), {})  # NaN
+    many = {str(number): torch.tensor([number]) for number in 1e3 ** np.linspace(-3, 3, 40)}
+    total = 0.0
+    for tensor in many.values():  # in this order, whatever the strings' hashes are today
+        total += tensor.item() ** 2
+    assert inner(many, dict(reversed(many.items()))) == total
     half = {"dense": as_tensors(b)["dense"]}
     assert inner(as_tensors(a), half) == pytest.approx((as_tensors(a)["dense"] * half["dense"]).sum().item())

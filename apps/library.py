@@ -1,0 +1,288 @@
+"""The run files below a folder: what each holds, and its results, read safely and once. No streamlit, no torch."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from analyze import analyses
+from analyze.results import AnalysisResult
+from analyze.run import open_run
+from data_cache import InputError, paths
+
+SUFFIXES = (".h5", ".hdf5")
+SHIPPED = "shipped"
+"""Folder of the results that ship, below that of all results."""
+_KEPT = 96
+"""Results that stay in memory."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a run file says of one analysis."""
+
+    complete: bool
+    seconds: float
+    """Spent on it; NaN if unknown."""
+    command: str
+    """The command line that made it, as the file has it: any text."""
+    subject: Mapping[str, Any]
+    """What it is of."""
+    config: Mapping[str, Any]
+    """Its options."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run file as it was when it was listed."""
+
+    key: str
+    """Path below the root with slashes, such as "shipped/resnet_dnn_18.h5"; unique."""
+    path: Path
+    name: str
+    """For legends: the file's stem, or the key without suffix where stems clash."""
+    modified: float
+    """Seconds since 1970."""
+    size: int
+    """Bytes."""
+    analyses: Mapping[str, Analysis] = field(default_factory=dict, hash=False)
+    """By name, in the order in which they are run."""
+    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the file as a whole: model, data, versions, times."""
+    problem: str = ""
+    """One sentence if the file can't be read."""
+
+
+class KeyNumber(NamedTuple):
+    """A number that tells networks apart."""
+
+    value: float
+    error: float
+    """Standard error, or an eigenvalue's residual; NaN if there is none."""
+
+
+class _Cache:
+    """The last values of a function of files, by file, time and size; the oldest go first."""
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._values: OrderedDict[tuple, Any] = OrderedDict()
+
+    def get(self, path: Path, further: tuple, make: Callable[[], T]) -> T:
+        """The value for the file as it is now; what `make` raises is not kept."""
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size, *further)
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return value
+
+
+_contents, _results, _numbers = _Cache(5000), _Cache(_KEPT), _Cache(5000)
+
+
+def shipped_folder() -> Path | None:
+    """Where results that ship lie; None without a checkout."""
+    base = paths.shipped()
+    return None if base is None else base / "results" / SHIPPED
+
+
+def list_runs(root: Path) -> list[Run]:
+    """All run files below a folder, by key; never raises for a bad one, which says its problem.
+
+    Hidden files and links that lead out of the folder are left out. Below the default folder of results the shipped
+    ones are listed too, wherever `$LANDSCOPE_CACHE` has put it.
+    """
+    found = _files(root)
+    return [
+        Run(key, path, name, status.st_mtime, status.st_size, *_read_contents(path, key))
+        for (key, (path, status)), name in zip(found.items(), _names(list(found)), strict=True)
+    ]
+
+
+def find(runs: Sequence[Run], name: str) -> Run | None:
+    """The run that a URL calls by its name, its key or its file's stem."""
+    callings: tuple[Callable[[Run], str], ...] = (lambda run: run.name, lambda run: run.key, lambda run: run.path.stem)
+    return next((run for called in callings for run in runs if called(run) == name), None)
+
+
+def signature(root: Path) -> int:
+    """A number that differs when a run file came, went or grew; looks into none."""
+    return hash(tuple((key, status.st_mtime_ns, status.st_size) for key, (_, status) in _files(root).items()))
+
+
+def load(run: Run, analysis: str) -> AnalysisResult:
+    """The result of an analysis in a run file, as it is now; the last ones read stay in memory.
+
+    Raises:
+        InputError: The file can't be read, or holds no such result, or does not say what it is of.
+    """
+    return _sentence(run.key, lambda: _results.get(run.path, (analysis,), lambda: _load(run, analysis)))
+
+
+def key_numbers(run: Run) -> dict[str, KeyNumber]:
+    """A few numbers that tell networks apart, where the file holds them; empty if it can't be read.
+
+    accuracy and nll are of the images of the robustness analysis, eigenvalue and trace of those of the Hessian's.
+    """
+    if run.problem:
+        return {}
+    try:
+        return _numbers.get(run.path, (), lambda: _read_numbers(run))
+    except (InputError, OSError):
+        return {}
+
+
+class Numbers:
+    """The key numbers of many runs: those that take long come later, in a thread of their own."""
+
+    def __init__(self, runs: Sequence[Run], seconds: float = 0.5):
+        deadline = time.monotonic() + seconds
+        self._found: dict[str, dict[str, KeyNumber]] = {}
+        self._left = list(runs)
+        while self._left and time.monotonic() < deadline:
+            self._read()
+        if self._left:
+            threading.Thread(target=self._read_all, daemon=True).start()
+
+    def _read(self) -> None:
+        run = self._left[0]
+        self._found[run.key] = key_numbers(run)
+        self._left.pop(0)
+
+    def _read_all(self) -> None:
+        while self._left:
+            self._read()
+
+    @property
+    def left(self) -> int:
+        """How many runs are still to be read."""
+        return len(self._left)
+
+    def of(self, run: Run) -> dict[str, KeyNumber]:
+        """Key numbers of a run; empty if they are still to be read."""
+        return self._found.get(run.key, {})
+
+
+def _names(keys: Sequence[str]) -> list[str]:
+    """The shortest names by which all can be told apart: stems, keys without suffix, or keys."""
+    names = [Path(key).stem for key in keys]
+    for longer in ([key.rpartition(".")[0] for key in keys], keys):
+        count = Counter(names)
+        names = [full if count[name] > 1 else name for name, full in zip(names, longer, strict=True)]
+    return names
+
+
+def _files(root: Path) -> dict[str, tuple[Path, os.stat_result]]:
+    """Run files below the root and their status, by key."""
+    found = _walk(root, "")
+    shipped = shipped_folder()
+    if shipped is not None and root.resolve() == paths.results().resolve():
+        found = _walk(shipped, f"{SHIPPED}/") | found
+    return dict(sorted(found.items()))
+
+
+def _walk(root: Path, prefix: str) -> dict[str, tuple[Path, os.stat_result]]:
+    found = {}
+    real = root.resolve()
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            try:
+                if path.is_symlink() and not path.resolve().is_relative_to(real):
+                    continue
+                key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                found[prefix + key] = (path, path.stat())
+            except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
+                continue
+    return found
+
+
+def _read_contents(path: Path, key: str) -> tuple[Mapping[str, Analysis], Mapping[str, Any], str]:
+    def read() -> tuple[Mapping[str, Analysis], Mapping[str, Any], str]:
+        try:
+            return *_open_contents(path), ""
+        except InputError as error:
+            return {}, {}, str(error).replace(str(path), key).rstrip(".") + "."
+
+    try:
+        return _contents.get(path, (), read)
+    except OSError as error:
+        return {}, {}, f"{key} can't be read: {error.strerror or error}."
+
+
+def _open_contents(path: Path) -> tuple[Mapping[str, Analysis], Mapping[str, Any]]:
+    with open_run(path, into=()) as run:
+        held = set(run.analyses)
+        contents = {name: _analysis(run.group_attributes(name) or {}) for name in analyses() if name in held}
+        return contents, dict(run.attributes)
+
+
+def _analysis(attributes: Mapping[str, Any]) -> Analysis:
+    seconds = attributes.get("seconds")
+    return Analysis(
+        complete=bool(attributes.get("complete")),
+        seconds=float(seconds) if isinstance(seconds, int | float) else math.nan,
+        command=str(attributes.get("command", "")),
+        subject=attributes.get("subject", {}),
+        config=attributes.get("config", {}),
+    )
+
+
+def _load(run: Run, analysis: str) -> AnalysisResult:
+    from analyze.cli import describe
+
+    with open_run(run.path, into=(analysis,)) as file:
+        attributes = file.group_attributes(analysis)
+        if attributes is None or analysis not in analyses():
+            raise InputError(f"{run.path} holds no {analysis} analysis.")
+        result = file.load(analysis, importlib.import_module(f"analyze.{analysis}.spec").Result)
+    assert result is not None
+    subject = attributes.get("subject", {})
+    try:
+        describe(subject)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{run.path}: {analysis!r} does not say what it is of ({error}).") from error
+    return result.of(attributes.get("config", {}), subject)
+
+
+def _read_numbers(run: Run) -> dict[str, KeyNumber]:
+    from analyze.hessian.spec import Extremes, Trace
+    from analyze.robustness.spec import Clean
+
+    numbers: dict[str, KeyNumber] = {}
+    with open_run(run.path, into=("robustness/clean", "hessian/extremes", "hessian/trace")) as file:
+        if clean := file.load("robustness/clean", Clean):
+            numbers["accuracy"] = KeyNumber(clean.accuracy, clean.accuracy_stderr)
+            numbers["nll"] = KeyNumber(clean.nll, clean.nll_stderr)
+        if (extremes := file.load("hessian/extremes", Extremes)) and len(extremes.largest):
+            numbers["eigenvalue"] = KeyNumber(float(extremes.largest[0]), float(extremes.largest_residual[0]))
+        if trace := file.load("hessian/trace", Trace):
+            numbers["trace"] = KeyNumber(trace.estimate, trace.stderr)
+    return numbers
+
+
+def _sentence(key: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except OSError as error:
+        raise InputError(f"{key} can't be read: {error.strerror or error}.") from error

@@ -1,0 +1,155 @@
+"""The page of the landscape analysis: the loss over a line or a plane of weights through the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from analyze.landscape import charts, profiles
+from analyze.landscape.shown import UNBOUNDED
+from analyze.landscape.spec import Metric
+from apps.chart import show_chart
+from apps.context import Chosen, Context, escape
+from apps.tables import show_table
+from apps.views.landscape_camera import keep_cameras
+from apps.views.landscape_gif import offer_animation
+
+METRICS: dict[Metric, str] = {"nll": "NLL", "accuracy": "Accuracy", "ece": "ECE", "l2": "L2 norm", "loss": "Loss"}
+MEAN = "mean"
+
+
+def show(context: Context) -> None:
+    """Surfaces and contours, or curves, with slices and calibration at a point."""
+    chosen = context.results("landscape")
+    if not chosen:
+        st.info("None of the chosen run files holds a landscape analysis that can be read.")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        metric = st.segmented_control(
+            "Show", list(METRICS), default="nll", required=True, format_func=METRICS.__getitem__,
+            key="landscape_metric", bind="query-params",
+            help="NLL in nats; ECE: expected calibration error; L2 norm: squared, of the weights; "
+            "loss: NLL and weight decay",
+        )  # fmt: skip
+        place = _pass(chosen)
+        surfaces = [each for each in chosen if len(each.result.y) > 1]
+        percentile = _clip() if metric in UNBOUNDED and surfaces else 95
+    if empty := [each.name for each in chosen if not np.isfinite(each.result.metric(metric)).any()]:
+        st.info(f"No point of {escape(', '.join(empty))} has a finite {METRICS[metric]} yet.")
+    curves = [each for each in chosen if len(each.result.y) == 1]
+    if surfaces:
+        _surfaces(surfaces, metric, percentile, place)
+    if curves:
+        _curves(curves, metric, place)
+
+
+def _pass(chosen: Sequence[Chosen]) -> int | None:
+    """Which Monte Carlo pass to begin with; None for their mean."""
+    longest = max((each.result for each in chosen), key=lambda result: len(result.frame))
+    if len(longest.frame) < 2:
+        return None
+    options = [MEAN, *(str(number) for number in longest.frame)]
+    picked = st.selectbox(
+        "MC pass", options, key="landscape_pass", bind="query-params", width=150,
+        format_func=lambda name: "mean of all" if name == MEAN else name,
+        help="Dropout draws a surface of its own at each pass.",
+    )  # fmt: skip
+    return None if picked not in options[1:] else options.index(picked) - 1
+
+
+def _clip() -> float:
+    return st.slider(
+        "Cut above, percentile of all points", 50, 100, 95, key="landscape_clip", bind="query-params", width=280,
+        help="What rises higher is cut off, and has the colour of the top class.",
+    )  # fmt: skip
+
+
+def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, place: int | None) -> None:
+    drawn = [each.drawn() for each in chosen]
+    figure = charts.surfaces(drawn, metric, percentile=percentile, start=place)
+    note = charts.notes(drawn, metric, percentile)
+    paper = "compare" if len(chosen) > 1 else ""
+    selection = show_chart(figure, chosen, "landscape_surfaces", paper=paper, on_select=True, note=note)
+    _take_click(selection)
+    keep_cameras()
+    offer_animation(chosen, metric)
+    st.subheader("At a point", anchor=False)
+    steps = [float(np.diff(axis)[0]) for axis in (chosen[0].result.x, chosen[0].result.y)]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        x, y = (
+            st.number_input(name, step=step, format="%.4g", key=f"landscape_{name}", bind="query-params", width=150)
+            for name, step in zip("xy", steps, strict=True)
+        )
+        st.caption("Or click a point of the contours. The checkpoint is at x = 0, y = 0.", width="stretch")
+    figure = profiles.slices(drawn, metric, x=x, y=y, place=place)
+    note = "band: standard error over images" if metric in ("nll", "accuracy", "loss") else ""
+    show_chart(figure, chosen, "landscape_slices", paper=None, note=note)
+    _calibration(chosen, x, y, place, "landscape")
+
+
+def _take_click(selection: Any) -> None:
+    """Move the point to where the contours were clicked last."""
+    points = getattr(selection, "points", None) or []
+    clicked = [(float(point["x"]), float(point["y"])) for point in points if "x" in point and "y" in point]
+    if clicked and clicked[-1] != st.session_state.get("landscape_clicked"):
+        st.session_state["landscape_clicked"] = clicked[-1]
+        # single precision, as the chart has them
+        for name, value in zip("xy", clicked[-1], strict=True):
+            st.session_state[f"landscape_{name}"] = float(f"{value:.6g}")
+
+
+def _curves(chosen: Sequence[Chosen], metric: Metric, place: int | None) -> None:
+    drawn = [each.drawn() for each in chosen]
+    thin = "; thin lines: single MC passes" if any(len(each.result.frame) > 1 for each in chosen) else ""
+    paper = "compare" if len(chosen) > 1 else ""
+    figure = profiles.curves(drawn, metric)
+    show_chart(figure, chosen, "landscape_curves", paper=paper, note=f"band: standard error over images{thin}")
+    x = st.number_input(
+        "Calibration at x", step=float(np.diff(chosen[0].result.x)[0]), format="%.4g",
+        key="landscape_curve_x", bind="query-params", width=180,
+    )  # fmt: skip
+    _calibration(chosen, x, 0.0, place, "landscape_curve")
+
+
+def _calibration(chosen: Sequence[Chosen], x: float, y: float, place: int | None, key: str) -> None:
+    """The reliability diagram at a point, and all numbers there."""
+    left, right = st.columns(2)
+    with left:
+        if all(np.isnan(each.result.accuracy).all() for each in chosen):
+            st.info("The loss is not that of classes, so there is no calibration to show.")
+        else:
+            figure = profiles.reliability([each.drawn() for each in chosen], x=x, y=y, place=place)
+            note = "dashed: confidence is right; bars: binomial standard error"
+            show_chart(figure, chosen, f"{key}_reliability", paper=None, note=note)
+    with right:
+        st.caption(escape(_where(chosen, x, y)))
+        show_table(_numbers(chosen, x, y, place), f"{key}_numbers")
+
+
+def _where(chosen: Sequence[Chosen], x: float, y: float) -> str:
+    """The grid point of each that is nearest."""
+    found: dict[str, list[str]] = {}
+    for each in chosen:
+        row, column = profiles.nearest(each.result, x, y)
+        told = f"x = {each.result.x[column]:.4g}" + f", y = {each.result.y[row]:.4g}" * (len(each.result.y) > 1)
+        found.setdefault(told, []).append(each.name)
+    if len(found) == 1:
+        return f"At {next(iter(found))}:"
+    return "At the nearest grid points: " + "; ".join(f"{told} ({', '.join(names)})" for told, names in found.items())
+
+
+def _numbers(chosen: Sequence[Chosen], x: float, y: float, place: int | None) -> dict[str, list[Any]]:
+    """All metrics at the grid point of each that is nearest."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("model", "quantity", "value", "standard error")}
+    for each in chosen:
+        row, column = profiles.nearest(each.result, x, y)
+        for name, label in METRICS.items():
+            error = profiles.error_over_images(each.result, name, place)
+            value = float(profiles.values_of(each.result, name, place)[row, column])
+            line = each.name, label, value, np.nan if error is None else float(error[row, column])
+            for values, cell in zip(columns.values(), line, strict=True):
+                values.append(cell)
+    return columns

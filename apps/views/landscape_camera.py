@@ -1,0 +1,44 @@
+"""The camera of 3-D charts stays where the visitor turned it: while frames play, and with other settings."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+# Plotly writes a turned camera into the layout that a scene began with. Streamlit replaces that layout by a copy once
+# the chart is drawn, and the chart by another one when its numbers change. So the next frame, which reads the layout,
+# and the next chart would turn the camera back. Here it goes into the layout that is there, and into later ones.
+_KEEP = """<script>
+if (!window.landscopeCameras) {
+  const cameras = window.landscopeCameras = {}, layouts = new WeakMap();
+  const scenes = chart => (chart?._fullLayout?._subplots?.gl3d ?? []).filter(
+    name => chart._fullLayout[name]._scene?.glplot && chart.layout[name]);
+  const place = (chart, name) =>
+    `${chart.closest('[class*="st-key-"]')?.className.match(/st-key-\\S+/)} ${name}`;
+  const keep = event => {
+    const chart = event.target.closest?.('.js-plotly-plot');
+    if (layouts.get(chart) !== chart?.layout) return;
+    for (const name of scenes(chart))
+      cameras[place(chart, name)] = chart.layout[name].camera = chart._fullLayout[name]._scene.getCamera();
+  };
+  const restore = () => {
+    for (const chart of document.querySelectorAll('.js-plotly-plot')) {
+      if (layouts.get(chart) === chart.layout || !scenes(chart).length) continue;
+      layouts.set(chart, chart.layout);
+      for (const name of scenes(chart)) {
+        const camera = cameras[place(chart, name)], drawn = chart._fullLayout[name];
+        if (!camera) continue;
+        chart.layout[name].camera = drawn.camera = camera;
+        drawn._scene.setViewport(drawn);
+      }
+    }
+  };
+  for (const kind of ['mousemove', 'mouseup', 'wheel', 'touchmove', 'touchend'])
+    document.addEventListener(kind, keep, {passive: true});
+  setInterval(restore, 200);
+}
+</script>"""
+
+
+def keep_cameras() -> None:
+    """For all charts of the page, from now on."""
+    st.html(_KEEP, unsafe_allow_javascript=True)

@@ -1,0 +1,147 @@
+"""All run files below the root, to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from analyze.charting import new_chart, text
+from apps.chart import show_chart
+from apps.context import Context, choose, colors, escape
+from apps.library import KeyNumber, Numbers, Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+KEY = "runs_table"
+PANELS = {"accuracy": "accuracy", "nll": "NLL / nat", "eigenvalue": "largest λ / nat", "trace": "trace / nat"}
+"""Key numbers, and what charts call them."""
+
+
+def show(context: Context) -> None:
+    """The table of run files, in step with the picker, and what can't be read."""
+    good = [run for run in context.runs if not run.problem]
+    if good:
+        st.caption(
+            "Tick rows to choose what all pages show; click a heading to sort. Accuracy and NLL are of the images of "
+            "the robustness analysis, curvature of those of the Hessian's."
+        )
+        numbers = Numbers(good)
+        _table(good, context.chosen, numbers)
+        drawn = at_a_glance(context.chosen, [numbers.of(run) for run in context.chosen])
+        if drawn is not None:
+            show_chart(drawn, [], "runs_glance", note="Bars: standard errors, and the eigenvalue's residual.")
+    elif not context.runs:
+        st.info(
+            f"There are no run files below {escape(context.root)} yet. Start one under *New run*, or with "
+            "`python -m analyze --ckpt resnet_mcdo_smoothing_18`."
+        )
+    broken = [run for run in context.runs if run.problem]
+    if broken:
+        st.subheader("Files that can't be read", anchor=False)
+        st.markdown("\n".join(f"- {escape(run.problem)}" for run in broken))
+
+
+def _table(runs: Sequence[Run], chosen: Sequence[Run], numbers: Numbers) -> None:
+    places = {run.key: place for place, run in enumerate(runs)}
+    rows = [places[run.key] for run in chosen if run.key in places]
+    # the picker is the one truth: the table shows it, and changes it when rows are ticked
+    st.session_state[KEY] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+    number = st.column_config.NumberColumn
+    if numbers.left:
+        _filled_in(numbers)
+    st.dataframe(
+        [row(run, numbers.of(run)) for run in runs],
+        key=KEY,
+        hide_index=True,
+        placeholder="",
+        height=min(38 + 35 * len(runs), 780),
+        on_select=lambda: _ticked([run.key for run in runs], [run.key for run in chosen]),
+        selection_mode="multi-row",
+        column_config={
+            "run": st.column_config.TextColumn(pinned=True),
+            "accuracy": number(format="%.3f"),
+            "NLL": number("NLL / nat", format="%.3f"),
+            "eigenvalue": number("largest λ / nat", format="%.4g", help="Largest eigenvalue of the Hessian."),
+            "trace": number("trace / nat", format="%.4g", help="Trace of the Hessian, estimated."),
+            "time": number("time / min", format="%.1f", help="Spent on all analyses in the file."),
+            "size": number("size / MB", format="%.2f"),
+            "written": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+        },
+    )
+
+
+@st.fragment(run_every=1)
+def _filled_in(numbers: Numbers) -> None:
+    """Say how many files' numbers are still to be read, and draw the page anew when all are."""
+    if not numbers.left:
+        st.rerun()
+    st.caption(f"Reading numbers: {numbers.left} of the files to go.")
+
+
+def row(run: Run, numbers: Mapping[str, KeyNumber]) -> dict[str, Any]:
+    """A run file and its key numbers as the table shows them."""
+    value = {name: each.value for name, each in numbers.items()}
+    seconds = [each.seconds for each in run.analyses.values() if each.seconds == each.seconds]
+    return {
+        "run": run.name,
+        "accuracy": value.get("accuracy"),
+        "NLL": value.get("nll"),
+        "eigenvalue": value.get("eigenvalue"),
+        "trace": value.get("trace"),
+        "analyses": ", ".join(name if each.complete else f"{name} (partly)" for name, each in run.analyses.items())
+        or "none yet",
+        "model": str(run.attributes.get("model", "")),
+        "data": ", ".join(data_sets(run)),
+        "time": sum(seconds) / 60 if seconds else None,
+        "written": datetime.fromtimestamp(run.modified),
+        "size": run.size / 1e6,
+    }
+
+
+def at_a_glance(runs: Sequence[Run], numbers: Sequence[Mapping[str, KeyNumber]]) -> go.Figure | None:
+    """A panel for each key number, a line for each run in its colour; None if none is known.
+
+    Args:
+        runs: The chosen ones, in order.
+        numbers: Of each of them.
+    """
+    panels = [name for name in PANELS if any(name in found for found in numbers)]
+    if not panels:
+        return None
+    figure = new_chart(
+        height=96 + 26 * len(runs), columns=len(panels), shared_yaxes=True, horizontal_spacing=0.03,
+        subplot_titles=[PANELS[name] for name in panels],
+    )  # fmt: skip
+    for place, (run, found, color) in enumerate(zip(runs, numbers, colors(len(runs)), strict=True)):
+        for column, name in enumerate(panels, start=1):
+            number = found.get(name)
+            if number is not None:
+                figure.add_scatter(
+                    x=[number.value], y=[place], error_x={"type": "data", "array": [number.error]}, mode="markers",
+                    marker={"color": color, "size": 10}, name=text(run.name), showlegend=False, row=1, col=column,
+                    hovertext=f"{text(run.name)}<br>{PANELS[name]}: {number.value:.4g} ± {number.error:.2g}",
+                    hoverinfo="text",
+                )  # fmt: skip
+    figure.update_xaxes(nticks=5, zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(runs))), ticktext=[text(run.name) for run in runs], range=[len(runs) - 0.5, -0.5],
+        automargin=True, zeroline=False,
+    )  # fmt: skip
+    return figure
+
+
+def data_sets(run: Run) -> list[str]:
+    """Names of the data sets that a run is of, without splits."""
+    found = [str(each.subject["data"]) for each in run.analyses.values() if each.subject.get("data")]
+    return list(dict.fromkeys(name.split(":")[0] if not name.startswith("folder:") else name for name in found))
+
+
+def _ticked(keys: Sequence[str], before: Sequence[str]) -> None:
+    """Choose the rows that are ticked now: those from before in their order, then the new ones."""
+    ticked = [keys[place] for place in st.session_state[KEY]["selection"]["rows"] if place < len(keys)]
+    kept = [key for key in before if key in ticked or key not in keys]
+    choose([*kept, *(key for key in ticked if key not in kept)])

@@ -1,0 +1,61 @@
+"""Files from strangers, and who may listen."""
+
+import shutil
+import socket
+
+import h5py
+import pytest
+from browsing import explorer, opened
+
+EVIL = "<img src=x onerror=window.struck=1>"
+
+
+@pytest.fixture(scope="module")
+def strange(browser, shipped, tmp_path_factory):
+    """An explorer over one good file, one cut short, an empty one, and one whose names are markup."""
+    root = tmp_path_factory.mktemp("strange")
+    good = shipped / "shipped" / "resnet_mcdo_18.h5"
+    shutil.copy(good, root / "good.h5")
+    (root / "cut.h5").write_bytes(good.read_bytes()[:3000])
+    (root / "empty.h5").touch()
+    shutil.copy(good, root / f"{EVIL}.h5")
+    with h5py.File(root / f"{EVIL}.h5", "r+") as file:
+        for group in ("variance", "fourier"):
+            names = file[group]["layer"]
+            names[...] = [f"{EVIL}{number}**b**" for number in range(len(names))]
+    with explorer(root, module=True) as running:
+        yield running
+        assert "Traceback" not in running.log, running.log
+
+
+def test_broken_files_are_listed_with_their_sentence(strange, page, pictures):
+    opened(page, f"{strange.url}/?run=good.h5")
+    said = page.get_by_test_id("stMain").text_content()  # tables are painted, and say so here
+    for name in ("cut.h5", "empty.h5"):
+        assert name in said
+    page.screenshot(path=pictures / "runs_broken.png")
+
+
+@pytest.mark.parametrize("name", ["", "variance", "fourier", "robustness", "hessian", "compare"])
+def test_names_in_files_are_text(strange, page, pictures, name):
+    page.goto(f"{strange.url}/{name}?run=%3Cimg+src%3Dx+onerror%3Dwindow.struck%3D1%3E.h5&run=good.h5")
+    opened(page)
+    assert page.evaluate("() => window.struck") is None
+    assert not page.locator("img[src=x]").count()
+    assert EVIL in page.get_by_test_id("stApp").inner_text().replace("\n", " ")
+    if name == "variance":  # where the layers are named
+        assert any(tick.startswith(EVIL[:10]) for tick in page.locator(".xtick text").all_text_contents())
+    page.screenshot(path=pictures / f"hostile_{name or 'runs'}.png")
+
+
+def test_only_this_machine_is_answered(strange):
+    port = int(strange.url.rpartition(":")[2])
+    others = {each[4][0] for each in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for address in others or {"127.0.0.2"}:
+        with pytest.raises(OSError), socket.create_connection((address, port), timeout=2):
+            pass
+
+
+def test_the_page_is_nobody_elses_to_frame_or_post_to(strange, page):
+    answer = page.request.post(f"{strange.url}/_stcore/upload_file/a/b", multipart={"file": "x"})
+    assert answer.status in (403, 405)

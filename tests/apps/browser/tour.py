@@ -1,0 +1,96 @@
+"""The explorer's pictures in docs, and a short tour through it, from the results that ship: `make pictures`."""
+
+from __future__ import annotations
+
+import sys
+from io import BytesIO
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from playwright.sync_api import Page
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
+from browsing import CHECKOUT, explorer, go, launched, opened  # noqa: E402
+
+SHIPPED = CHECKOUT / "data_cache" / "results" / "shipped"
+DOCS = CHECKOUT / "docs"
+WIDTH = 900
+"""Of the tour, in pixels."""
+STAY = 1600
+"""Milliseconds that a page of the tour stays."""
+
+
+class Tour:
+    """Pictures one after the other, each with its time."""
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.pictures: list[Image.Image] = []
+        self.times: list[int] = []
+
+    def look(self, milliseconds: int = STAY) -> Image.Image:
+        """Take what the window shows."""
+        picture = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
+        self.pictures.append(picture.resize((WIDTH, WIDTH * picture.height // picture.width), Image.Resampling.LANCZOS))
+        self.times.append(milliseconds)
+        return picture
+
+    def tab(self, name: str) -> None:
+        """Open a tab of the page."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
+        opened(self.page)
+        self.look()
+
+    def keep(self, name: str) -> None:
+        """Take what the window shows, and write it into docs too."""
+        self.look().quantize(192, dither=Image.Dither.NONE).save(DOCS / f"explorer_{name}.png", optimize=True)
+
+    def write(self, path: Path) -> None:
+        """The animation; what does not change from one picture to the next takes no room."""
+        first, *others = [picture.quantize(96, dither=Image.Dither.NONE) for picture in self.pictures]
+        first.save(path, save_all=True, append_images=others, duration=self.times, loop=0, optimize=True)
+
+
+def walk(page: Page) -> Tour:
+    """Through all pages."""
+    tour = Tour(page)
+    tour.look()
+    go(page, "Variance")
+    tour.look()
+    go(page, "Fourier")
+    tour.look()
+    tour.tab("Power")
+    go(page, "Robustness")
+    tour.keep("robustness")
+    tour.tab("Fourier heat map")
+    go(page, "Hessian")
+    tour.keep("hessian")
+    tour.tab("Numbers")
+    go(page, "Landscape")
+    tour.keep("landscape")
+    page.locator(".updatemenu-button").filter(has_text="play").first.click()
+    for _ in range(5):
+        page.wait_for_timeout(300)
+        tour.look(300)
+    go(page, "Compare")
+    tour.keep("compare")
+    go(page, "New run")
+    tour.look()
+    return tour
+
+
+def main() -> None:
+    """Make them all."""
+    with TemporaryDirectory() as folder, launched() as browser:
+        copytree(SHIPPED, Path(folder, "shipped"))
+        with explorer(Path(folder)) as running:
+            window = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+            page = window.new_page()
+            opened(page, running.url)
+            walk(page).write(DOCS / "explorer.gif")
+
+
+if __name__ == "__main__":
+    main()
