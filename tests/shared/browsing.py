@@ -132,6 +132,7 @@ def _await_health(running: Explorer) -> None:
 
 def settled(page: Page, quiet: float = 0.4) -> float:
     """Wait until the script has finished and all is drawn; since when (seconds since 1970) that is so."""
+    page.evaluate("window.restingSince = undefined")
     handle = page.wait_for_function(SETTLED, arg=1000 * quiet, timeout=1000 * PATIENCE)
     return handle.json_value() / 1000
 
@@ -170,6 +171,14 @@ def go(page: Page, name: str) -> list[dict]:
     """Click on a page's name and wait for all of it, as `opened` does."""
     page.get_by_test_id("stSidebarNavLink").filter(has_text=name).click()
     page.get_by_role("heading", name=name, exact=True).wait_for()
+    return opened(page)
+
+
+def turn_to(page: Page, tab: str) -> list[dict]:
+    """Click on a tab and wait for the chart, picture or table in it, as `opened` does."""
+    page.get_by_role("tab", name=tab, exact=True).click()
+    shown = page.locator(".js-plotly-plot, [data-testid=stDataFrame], [data-testid=stImage]").filter(visible=True)
+    page.get_by_role("tabpanel", name=tab, exact=True).locator(shown).first.wait_for()
     return opened(page)
 
 

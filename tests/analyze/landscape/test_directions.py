@@ -564,9 +564,9 @@ def test_direction_of_eleven_million_parameters_costs_a_few_draws_of_its_numbers
     size = sum(p.numel() for p in subject.parameters.values())
 
     def seconds(function):
-        begin = time.perf_counter()
+        begin = time.process_time()
         function()
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     pairs = [(seconds(lambda: random_direction(subject)), seconds(lambda: torch.randn(size))) for _ in range(5)]
-    assert min(pairs)[0] < 10 * min(draw for _, draw in pairs)
+    assert min(made / draw for made, draw in pairs) < 10  # one after the other, on a machine that may be busy

@@ -30,7 +30,7 @@ def context(browser) -> Iterator[Callable]:
     made, outside, errors = [], [], []
 
     def note(url: str) -> None:
-        if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")):
+        if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")):
             outside.append(url)
 
     def make(width: int = 1280, height: int = 800, **options):

@@ -14,7 +14,7 @@ def taken(page, site):
 
     def take(name: str, kind: str):
         opened(page, f"{site.url}/{name}")
-        page.get_by_test_id("stMain").get_by_role("button", name="Download").first.click()
+        page.get_by_test_id("stPopover").filter(has_text="Download").first.get_by_role("button").click()
         with page.expect_download() as download:
             page.get_by_role("button", name=kind, exact=True).filter(visible=True).click()
         opened(page)

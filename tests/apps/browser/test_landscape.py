@@ -1,10 +1,14 @@
 """The landscape's frames play inside the chart, and nobody but the visitor turns the camera."""
 
+import re
+
 import pytest
 from browsing import opened
 
 SCENE = "[...document.querySelectorAll('.js-plotly-plot')].find(chart => chart._fullLayout.scene)"
-CAMERA = f"() => {SCENE}._fullLayout.scene._scene.getCamera()"
+CAMERA = (
+    f"() => ['eye', 'center', 'up'].flatMap(name => Object.values({SCENE}._fullLayout.scene._scene.getCamera()[name]))"
+)
 HEIGHTS = f"() => {SCENE}._fullData.filter(t => t.type === 'surface').map(t => [...t.z].map(row => [...row]))"
 
 
@@ -24,8 +28,10 @@ def turn(page):
     page.mouse.move(x + 90, y + 30, steps=4)
     page.mouse.up()
     page.wait_for_function(f"before => JSON.stringify(({CAMERA})()) !== JSON.stringify(before)", arg=before)
-    page.wait_for_timeout(500)  # it glides to a stop
-    return page.evaluate(CAMERA)
+    while (now := page.evaluate(CAMERA)) != before:  # it glides to a stop
+        before = now
+        page.wait_for_timeout(500)
+    return pytest.approx(now)
 
 
 def test_frames_play_and_the_camera_stays(landscape):
@@ -46,3 +52,15 @@ def test_another_setting_leaves_the_camera(landscape):
     landscape.wait_for_function(f"before => JSON.stringify(({HEIGHTS})()) !== JSON.stringify(before)", arg=before)
     opened(landscape)
     assert landscape.evaluate(CAMERA) == camera
+
+
+def test_a_click_on_the_contours_moves_the_point(landscape):
+    said = landscape.get_by_text(re.compile("^At x = "))
+    before = said.inner_text()
+    box = landscape.locator(".cartesianlayer .subplot").first.bounding_box()
+    landscape.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.25 * box["height"])
+    landscape.wait_for_function("before => !document.body.innerText.includes(before)", arg=before)
+    opened(landscape)
+    place = dict(re.findall(r"(\w) = (-?[\d.]+)", said.inner_text()))
+    assert float(place["x"]) == pytest.approx(-0.5, abs=0.3) and float(place["y"]) == pytest.approx(0.5, abs=0.3)
+    assert f"landscape_x={place['x']}" in landscape.url

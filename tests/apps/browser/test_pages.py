@@ -1,7 +1,7 @@
 """Each page as a visitor sees it: it opens, its charts have marks, nothing is cut off, in light and dark."""
 
 import pytest
-from browsing import go, opened, whole
+from browsing import go, opened, turn_to, whole
 
 NAMES = ["Runs", "Variance", "Fourier", "Robustness", "Hessian", "Landscape", "Compare", "New run"]
 WINDOWS = {"light": (1280, 800), "wide": (1920, 1080), "dark": (1280, 800)}
@@ -37,9 +37,6 @@ def test_each_page_opens_and_draws(site, context, pictures, window):
 @pytest.mark.parametrize("name", NAMES[1:7])
 def test_each_tab_of_a_page_draws(site, page, pictures, name):
     opened(page, f"{site.url}/{name.lower()}")
-    tabs = page.get_by_role("tab")
-    for place in range(tabs.count()):
-        tab = tabs.nth(place)
-        tab.click()
-        opened(page)
+    for place, tab in enumerate(page.get_by_role("tab").all_inner_texts()):
+        turn_to(page, tab)
         whole(page, pictures / f"{name.lower()}_tab_{place}.png")

@@ -12,10 +12,11 @@ from PIL import Image
 from playwright.sync_api import Page
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
-from browsing import CHECKOUT, explorer, go, launched, opened  # noqa: E402
+from browsing import CHECKOUT, PATIENCE, explorer, go, launched, opened, turn_to  # noqa: E402
 
 SHIPPED = CHECKOUT / "data_cache" / "results" / "shipped"
 DOCS = CHECKOUT / "docs"
+WINDOW = {"width": 1280, "height": 980}
 WIDTH = 900
 """Of the tour, in pixels."""
 STAY = 1600
@@ -31,25 +32,27 @@ class Tour:
         self.times: list[int] = []
 
     def look(self, milliseconds: int = STAY) -> Image.Image:
-        """Take what the window shows."""
-        picture = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
+        """Take what the window shows, with nothing under the mouse."""
+        self.page.mouse.move(WINDOW["width"] - 2, 2)
+        picture = Image.open(BytesIO(self.page.screenshot(timeout=PATIENCE * 1000))).convert("RGB")
         self.pictures.append(picture.resize((WIDTH, WIDTH * picture.height // picture.width), Image.Resampling.LANCZOS))
         self.times.append(milliseconds)
         return picture
 
     def tab(self, name: str) -> None:
         """Open a tab of the page."""
-        self.page.get_by_role("tab", name=name, exact=True).click()
-        opened(self.page)
+        turn_to(self.page, name)
         self.look()
 
     def keep(self, name: str) -> None:
         """Take what the window shows, and write it into docs too."""
-        self.look().quantize(192, dither=Image.Dither.NONE).save(DOCS / f"explorer_{name}.png", optimize=True)
+        self.look().save(DOCS / f"explorer_{name}.png", optimize=True)
 
     def write(self, path: Path) -> None:
         """The animation; what does not change from one picture to the next takes no room."""
-        first, *others = [picture.quantize(96, dither=Image.Dither.NONE) for picture in self.pictures]
+        first, *others = [
+            picture.quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for picture in self.pictures
+        ]
         first.save(path, save_all=True, append_images=others, duration=self.times, loop=0, optimize=True)
 
 
@@ -70,10 +73,13 @@ def walk(page: Page) -> Tour:
     tour.tab("Numbers")
     go(page, "Landscape")
     tour.keep("landscape")
-    page.locator(".updatemenu-button").filter(has_text="play").first.click()
-    for _ in range(5):
-        page.wait_for_timeout(300)
-        tour.look(300)
+    rail = page.locator(".slider-rail-touch-rect").first
+    rail.scroll_into_view_if_needed()
+    length = rail.bounding_box()["width"]
+    for part in (0.2, 0.4, 0.6, 0.8, 0.99):  # frame after frame
+        rail.click(position={"x": part * length, "y": 10}, force=True)
+        page.wait_for_timeout(1000)
+        tour.look(500)
     go(page, "Compare")
     tour.keep("compare")
     go(page, "New run")
@@ -86,7 +92,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, launched() as browser:
         copytree(SHIPPED, Path(folder, "shipped"))
         with explorer(Path(folder)) as running:
-            window = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+            window = browser.new_context(viewport=WINDOW, color_scheme="light")
             page = window.new_page()
             opened(page, running.url)
             walk(page).write(DOCS / "explorer.gif")
