@@ -57,6 +57,7 @@ bench: ext
 	$(BIN)/python tests/benchmarks/smoothing.py
 	$(BIN)/python tests/benchmarks/features.py
 	$(BIN)/python tests/benchmarks/robustness.py
+	$(BIN)/python tests/benchmarks/landscape.py
 
 # the explorer's seconds in a browser
 bench-app: $(STAMP)
@@ -82,7 +83,6 @@ results: ext
 	for name in $(NETWORKS); do \
 	  shared="--ckpt $(CHECKPOINTS)/$$name.safetensors --out $(RESULTS)/$$name.h5 --no-plot"; \
 	  $(BIN)/python -m analyze $$shared --skip landscape && \
-	  $(BIN)/python -m analyze.hessian $$shared --parts max-spectrum --batches 8 && \
 	  $(BIN)/python -m analyze.landscape $$shared --limit 256 --frames 4 --no-keep-directions || exit; \
 	done
 
