@@ -76,6 +76,19 @@ class Context:
                 st.error(escape(error))
         return found
 
+    def images(self, analysis: str) -> str:
+        """Of which images the chosen results of an analysis are, and which are not complete; any text."""
+        held = [run for run in self.chosen if analysis in run.analyses]
+        of: dict[str, list[str]] = {}
+        for run in held:
+            subject = run.analyses[analysis].subject
+            count = subject.get("images")
+            counted = f"{count:,} images" if isinstance(count, int) else "images"
+            of.setdefault(f"{counted} of {subject.get('data', 'unknown data')}", []).append(run.name)
+        told = [each if len(of) == 1 else f"{each} ({', '.join(names)})" for each, names in of.items()]
+        partly = [run.name for run in held if not run.analyses[analysis].complete]
+        return f"Of {'; '.join(told)}." + (f" Not complete yet: {', '.join(partly)}." if partly else "")
+
 
 def colors(count: int) -> list[str]:
     """Of so many chosen runs; they repeat when there are more than colours."""

@@ -165,26 +165,12 @@ def show_page(name: str, context: Context) -> None:
 
 def _says(name: str, context: Context) -> None:
     """One line: what the page shows, of how many images, and where to read more."""
-    line = f"{importlib.import_module(f'analyze.{name}.spec').TITLE}. {images(name, context)}"
+    line = f"{importlib.import_module(f'analyze.{name}.spec').TITLE}. {context.images(name)}"
     with st.container(horizontal=True, vertical_alignment="top", wrap=False, gap="small"):
         st.caption(escape(line), width="stretch")
         if text := section(f"python -m analyze.{name}"):
             with st.popover("Read more", type="tertiary", icon=":material/menu_book:", key=f"{name}_more"):
                 st.markdown(text)
-
-
-def images(name: str, context: Context) -> str:
-    """Of which images the chosen results of an analysis are, and what is not complete."""
-    held = [run for run in context.chosen if name in run.analyses]
-    of: dict[str, list[str]] = {}
-    for run in held:
-        subject = run.analyses[name].subject
-        count = subject.get("images")
-        counted = f"{count:,} images" if isinstance(count, int) else "images"
-        of.setdefault(f"{counted} of {subject.get('data', 'unknown data')}", []).append(run.name)
-    told = [each if len(of) == 1 else f"{each} ({', '.join(names)})" for each, names in of.items()]
-    partly = [run.name for run in held if not run.analyses[name].complete]
-    return f"Of {'; '.join(told)}." + (f" Not complete yet: {', '.join(partly)}." if partly else "")
 
 
 @st.fragment(run_every=2)

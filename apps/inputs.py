@@ -62,13 +62,15 @@ def checkpoints(root: Path) -> tuple[list[Checkpoint], list[str]]:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Checkpoint files below the root, as long as they are no links and not hidden."""
+    """Checkpoint files below the root, as long as they are no links, no pipes and not hidden."""
     seen = 0
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix in (".safetensors", ".pth", ".pt") and not name.startswith(".") and not path.is_symlink():
+            if path.suffix not in (".safetensors", ".pth", ".pt") or name.startswith("."):
+                continue
+            if path.is_file() and not path.is_symlink():
                 yield path
                 seen += 1
                 if seen >= MOST:

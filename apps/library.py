@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import stat
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -106,8 +107,8 @@ def shipped_folder() -> Path | None:
 def list_runs(root: Path) -> list[Run]:
     """All run files below a folder, by key; never raises for a bad one, which says its problem.
 
-    Hidden files and links that lead out of the folder are left out. Below the default folder of results the shipped
-    ones are listed too, wherever `$LANDSCOPE_CACHE` has put it.
+    Hidden files, links that lead out of the folder, and pipes and the like are left out. Below the default folder of
+    results the shipped ones are listed too, wherever `$LANDSCOPE_CACHE` has put it.
     """
     found = _files(root)
     return [
@@ -210,8 +211,11 @@ def _walk(root: Path, prefix: str) -> dict[str, tuple[Path, os.stat_result]]:
             try:
                 if path.is_symlink() and not path.resolve().is_relative_to(real):
                     continue
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for whoever writes into it
+                    continue
                 key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-                found[prefix + key] = (path, path.stat())
+                found[prefix + key] = (path, status)
             except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
                 continue
     return found

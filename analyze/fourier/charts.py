@@ -241,7 +241,7 @@ def _spectra(
                 trace.error_y.visible = True
                 told.add(name)
             else:
-                depth = place / (len(each.result.layer) - 1)
+                depth = place / max(1, len(each.result.layer) - 1)
                 trace.update(line_color=colors[place], showlegend=False)
                 trace.marker.update(color=[depth] * len(trace.x), coloraxis="coloraxis")
             figure.add_trace(trace, row=row, col=column)

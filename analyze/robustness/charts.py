@@ -151,15 +151,15 @@ def half_strengths(drawn: Sequence[Drawn[Result]]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = new_chart(380)
-    tried = strengths(drawn)
-    for each in drawn:
+    tried, apart = strengths(drawn), 1.14  # between the triangles of two models, so that none hides another
+    for number, each in enumerate(drawn):
         noise = _noise(each)
         x, named = _centres(noise), [band_name(noise, band) for band in range(len(noise.bins))]
         curve = line(x, noise.sigma_half, noise.sigma_half_stderr, each.name, each.color, "%{text}", named)
         figure.add_trace(curve)
         for side, limit, symbol, where in (
-            (-1, tried[0] / 1.25, "triangle-down", "below"),
-            (1, tried[-1] * 1.25, "triangle-up", "above"),
+            (-1, tried[0] / 1.25 / apart**number, "triangle-down", "below"),
+            (1, tried[-1] * 1.25 * apart**number, "triangle-up", "above"),
         ):
             beyond = np.flatnonzero(noise.sigma_half_side == side)
             if len(beyond):
@@ -183,7 +183,7 @@ def half_strengths(drawn: Sequence[Drawn[Result]]) -> go.Figure:
         type="log",
         tickvals=tried,
         ticktext=[f"{sigma:g}" for sigma in tried],
-        range=[np.log10(tried[0] / 1.6), np.log10(tried[-1] * 1.6)],
+        range=[np.log10(tried[0] / 1.4 / apart ** len(drawn)), np.log10(tried[-1] * 1.4 * apart ** len(drawn))],
     )
     label_panels(figure, _BAND, "sigma at half accuracy")
     return figure

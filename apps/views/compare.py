@@ -41,7 +41,7 @@ def show(context: Context) -> None:
     except InputError as error:
         st.error(escape(error))
         return
-    _says(comparison.stored[0].name, remarks(comparison))
+    _says(comparison.stored[0].name, context.images(analysis), remarks(comparison))
     headings = differences.by_heading(comparison.lines)
     if not headings:
         st.info("They have no quantity in common.")
@@ -67,8 +67,8 @@ def show(context: Context) -> None:
     st.caption(MARKED)
 
 
-def _says(first: str, remarks: Sequence[str]) -> None:
-    lines = [f"Differences are to {first}, the first that is chosen.", *(f"{remark}." for remark in remarks)]
+def _says(first: str, images: str, remarks: Sequence[str]) -> None:
+    lines = [f"{images} Differences are to {first}, the first that is chosen.", *(f"{remark}." for remark in remarks)]
     st.caption("  \n".join(map(escape, lines)))
 
 

@@ -128,7 +128,7 @@ def test_each_page_says_of_how_many_images(runs):
         (WITH, "half"): "Of 12 images of fashion_mnist:test. Not complete yet: half.",
         (WITH, "other"): f"Of 12 images of fashion_mnist:test ({WITH}); 12 images of x (other).",
     }
-    assert {names: explorer.images("variance", context(runs, *names)) for names in told} == told
+    assert {names: context(runs, *names).images("variance") for names in told} == told
 
 
 def page(root, name, *chosen):

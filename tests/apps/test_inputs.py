@@ -87,12 +87,13 @@ def test_files_that_do_not_say_what_they_are_stay_out_with_a_sentence_and_unopen
     assert not (tmp_path / "boom").exists()
 
 
-def test_links_hidden_files_and_control_characters_stay_out(tmp_path):
+def test_links_pipes_hidden_files_and_control_characters_stay_out(tmp_path):
     root = tmp_path / "root"
     target = write(tmp_path / "outside" / "a.safetensors")
     root.mkdir()
     (root / "link.safetensors").symlink_to(target)
     (root / "linked").symlink_to(target.parent)
+    os.mkfifo(root / "pipe.safetensors")
     write(root / ".hidden.safetensors")
     write(root / ".jobs" / "a.safetensors")
     assert below(root) == ([], [])

@@ -89,7 +89,7 @@ def test_half_written_run_is_listed_as_such_and_read(runs):
     assert library.load(run, "variance").subject["images"] == 12
 
 
-def test_links_out_of_the_root_hidden_files_and_other_kinds_are_left_out(runs, tmp_path):
+def test_links_out_of_the_root_hidden_files_pipes_and_other_kinds_are_left_out(runs, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     source = (runs / f"{WITH}.h5").read_bytes()
@@ -102,6 +102,7 @@ def test_links_out_of_the_root_hidden_files_and_other_kinds_are_left_out(runs, t
     (runs / ".jobs").mkdir()
     (runs / ".jobs" / "a.h5").write_bytes(source)
     (runs / "notes.txt").write_text("")
+    os.mkfifo(runs / "pipe.h5")
     (runs / "inside.h5").symlink_to(runs / f"{WITH}.h5")
     assert [run.key for run in library.list_runs(runs)] == ["inside.h5", f"{WITH}.h5", f"{WITHOUT}.h5"]
 

@@ -27,7 +27,7 @@ OPTIONS = [
     "--hessian.parameters", "layer1.0.*", "classifier*",
     "--hessian.tolerance", "1e-2", "--hessian.trace-samples", "2", "--hessian.probes", "2", "--hessian.steps", "4",
     "--hessian.batches", "2", "--hessian.minibatch", "8", "--hessian.top", "2", "--hessian.spectrum-tolerance", "0.3",
-    "--hessian.max-products", "20", "--hessian.block-samples", "2", "--hessian.block-error", "0.9",
+    "--hessian.max-products", "8", "--hessian.block-samples", "2", "--hessian.block-error", "2",
     "--hessian.block-tolerance", "0.5", "--hessian.bits", "2", "4", "--hessian.mean-bits", "3",
     "--landscape.points", "5", "--landscape.frames", "3", "--landscape.no-prescan", "--landscape.no-keep-directions",
 ]  # fmt: skip

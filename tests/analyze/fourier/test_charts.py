@@ -173,3 +173,9 @@ def test_the_table_holds_what_is_drawn_over_depth(plain, smooth):
     place = smooth.result.layer.tolist().index("smooth1.0")
     for value, label in DEPTHS.items():
         assert table[label][1] == pytest.approx(depth_values(smooth.result, value)[0][place], nan_ok=True)
+
+
+def test_a_model_of_one_layer_beside_one_of_many(plain):
+    one = drawn("resnet_mcdo_18", "one", layers=("layer1.0",))
+    (line,) = panel(amplitude_spectra([one, plain]), 0)
+    assert line.name == "layer1.0" and set(line.marker.color) == {0.0}

@@ -86,6 +86,9 @@ def test_half_strengths_beyond_those_tried_are_triangles(drawn):
     assert np.array_equal(line.y, noise.sigma_half, equal_nan=True) and line.error_y.array[0] == 0.01
     assert (list(below.x), below.marker.symbol, below.y[0] < 0.1) == ([0.375], "triangle-down", True)
     assert (list(above.x), above.marker.symbol, above.y[0] > 0.4) == ([0.625], "triangle-up", True)
+    both = charts.half_strengths([each, each])
+    first, second = (trace.y[0] for trace in both.data if trace.marker.symbol == "triangle-up")
+    assert first < second < 10 ** both.layout.yaxis.range[1]  # neither hides the other
 
 
 def test_the_strength_that_tells_bands_apart(drawn):

@@ -12,7 +12,7 @@ FAINT = """() => {
       const part = value / 255; return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4; });
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const behind = light(getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor);
-  const words = document.querySelectorAll('h2, .xtick text, .ytick text, .xtitle, .ytitle, .legendtext');
+  const words = document.querySelectorAll('h2, [class$=tick] text, text[class$=title], .legendtext');
   return [...words].filter(word => word.getClientRects().length && word.textContent).filter(word => {
     const style = getComputedStyle(word), own = light(word.tagName === 'H2' ? style.color : style.fill);
     return (Math.max(own, behind) + 0.05) / (Math.min(own, behind) + 0.05) < 3;
