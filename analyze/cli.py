@@ -268,11 +268,12 @@ def _scratch(out: Path, name: str, config: Any, about: Mapping[str, Any]) -> Scr
 
 def _others(name: str, shared: Shared, config: Any) -> list[AnalysisResult]:
     """The results that are drawn beside this one; refused before long work if they can't be."""
-    others = []
+    result, others = _spec(name).Result, []
     for path in shared.compare:
-        others.append(_spec(name).Result.read(path))
+        others.append(result.read(path))
         if reason := others[-1].incomparable(config):
             raise InputError(f"--compare {path}: {reason}.")
+    result.check_animation(config, others)
     return others
 
 

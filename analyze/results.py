@@ -211,6 +211,10 @@ class AnalysisResult:
         """Write the animation that a command's options ask for, with those of `others` beside it; the files."""
         return []
 
+    @classmethod
+    def check_animation(cls: type[Self], config: Any, others: Sequence[Self]) -> None:
+        """Refuse, before long work, others that `animate` could not show beside a result of this config."""
+
     def rows(self) -> list[Row]:
         """The table of the command."""
         raise NotImplementedError

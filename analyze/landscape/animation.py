@@ -121,6 +121,15 @@ def check_format(path: Path) -> None:
         raise InputError(f"{path.name} needs the program ffmpeg, which isn't installed; write a .gif instead.")
 
 
+def check_together(frames: int, others: Sequence[Result], metric: Metric) -> None:
+    """Refuse landscapes that can't move beside one of this many frames.
+
+    Raises:
+        InputError: They have other numbers of frames, are curves, or there is nothing to animate in one of them.
+    """
+    _alike([frames, *(len(_frames(other, metric, realisations=True)) for other in others)])
+
+
 def _frames(result: Result, metric: Metric, realisations: bool) -> list[Shown]:
     if len(result.y) == 1:
         raise InputError("an animation shows surfaces, and this is a curve; leave --one-dimensional away.")
@@ -134,14 +143,20 @@ def _frames(result: Result, metric: Metric, realisations: bool) -> list[Shown]:
 
 def _common(shown: Sequence[Sequence[Shown]], orbit: bool, style: str) -> int:
     """The number of frames of all panels."""
-    counts = {len(frames) for frames in shown} - {1}
-    if len(counts) > 1:
-        raise InputError(f"landscapes with {' and '.join(map(str, sorted(counts)))} frames can't move together.")
+    counts = _alike([len(frames) for frames in shown])
     if orbit and style != "surface":
         raise InputError("only surfaces can be orbited, not contours.")
     if not counts and not orbit:
         raise InputError("nothing would move in a landscape of one frame: compute more --frames, or ask for an orbit.")
     return counts.pop() if counts else 1
+
+
+def _alike(frames: Sequence[int]) -> set[int]:
+    """The number of frames of all that move, if any does."""
+    counts = set(frames) - {1}
+    if len(counts) > 1:
+        raise InputError(f"landscapes with {' and '.join(map(str, sorted(counts)))} frames can't move together.")
+    return counts
 
 
 def _caption(moments: Sequence[Moment], metric: Metric, shown: Sequence[Sequence[Shown]]) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LINES = "#9aa0ab"
 """Of the box; told from light and dark backgrounds."""
 ACROSS = 4
+DISTANCES = (2.0, 2.15, 2.9)
+"""Of the camera, with one, two and three models side by side, so that no corner is cut off."""
 """Models beside each other; further ones go below."""
 ROUNDS, PAUSE = 20, 500
 """How often all passes are played, and milliseconds for each."""
@@ -149,18 +151,19 @@ def _panels(
         row, column = 1 + 2 * (number // columns), 1 + number % columns
         solid, flat = ((1, 1), (1, 2)) if count == 1 else ((row, column), (row + 1, column))
         scene = figure.get_subplot(*solid)
-        scene.update(_scene(each.result, metric, shared, count == 1))
+        scene.update(_scene(each.result, metric, shared, min(count, columns)))
         axes = figure.get_subplot(*flat)
         _flat(axes, each.result, alone=count == 1, first=count == 1 or column == 1)
         places.append((scene.plotly_name, axes.xaxis.plotly_name, axes.yaxis.plotly_name))
     return figure, places
 
 
-def _scene(result: Result, metric: Metric, shared: Palette, alone: bool) -> dict[str, Any]:
-    """A light box and the paper figures' camera, which the user may turn."""
+def _scene(result: Result, metric: Metric, shared: Palette, beside: int) -> dict[str, Any]:
+    """A light box and the paper figures' camera, which the user may turn; farther away in narrower panels."""
     elevation, azimuth = np.deg2rad(ELEVATION), np.deg2rad(AZIMUTH)
     across = np.cos(elevation)
-    eye = (2.0 if alone else 2.15) * np.array([across * np.cos(azimuth), across * np.sin(azimuth), np.sin(elevation)])
+    distance = DISTANCES[min(beside, len(DISTANCES)) - 1]
+    eye = distance * np.array([across * np.cos(azimuth), across * np.sin(azimuth), np.sin(elevation)])
     axis = {
         "showbackground": False, "gridcolor": LINES, "linecolor": LINES, "zeroline": False, "showspikes": False,
         "nticks": 5, "tickfont": {"size": 10},

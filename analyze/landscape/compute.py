@@ -26,6 +26,8 @@ from data_cache import InputError
 SHARE = 20
 """A save waits until this many times its own seconds went into points."""
 OFFER_SECONDS, SCRATCH_SECONDS = 1.0, 0.25
+MOST_POINTS = 2 * 10**6
+"""In all frames together, which take about 400 bytes each, a few times over."""
 
 
 def compute(
@@ -58,20 +60,27 @@ def compute(
     config = config or Config()
     if config.gif is not None:  # before the work that it would show
         check_format(config.gif)
+    _check_size(config)
     return _Analysis(subject, config, previous, save, progress, world, scratch or Scratch()).run()
 
 
 def is_complete(result: Result, config: Config) -> bool:
     """Whether the result holds all that the config asks for; points that failed are tried again."""
     frames = config.frames if result.stochastic else 1
-    wanted = np.isin(_numbers(config, frames), result.frame).all()
+    wanted = (result.frame >= config.first_frame) & (result.frame < config.first_frame + frames)
     asked = result.prescan is not None or not _prescans(config)
     traced = result.trajectory is not None or not config.series
-    return bool(wanted and asked and traced and np.isin(result.status[:frames], (DONE, NOT_FINITE)).all())
+    done = wanted.sum() == frames and np.isin(result.status[wanted], (DONE, NOT_FINITE)).all()
+    return bool(done and asked and traced)
 
 
-def _numbers(config: Config, frames: int) -> np.ndarray:
-    return np.arange(config.first_frame, config.first_frame + frames)
+def _check_size(config: Config) -> None:
+    columns, rows = config.points[0], 1 if config.one_dimensional else config.points[-1]
+    if columns * rows * config.frames > MOST_POINTS:
+        raise InputError(
+            f"{columns} x {rows} points in {config.frames} frames are over {MOST_POINTS / 1e6:g} million, too many for "
+            "one run; give smaller --points or --frames."
+        )
 
 
 def _prescans(config: Config) -> bool:
@@ -105,15 +114,15 @@ class _Analysis:
         plane = self._plane()
         self.key = "-".join(each.info.sha256 for each in (plane.x, plane.y) if each is not None)
         stochastic = self.previous.stochastic if self.previous else self.subject.stochastic
-        frames = _numbers(self.config, self.config.frames if stochastic else 1)
-        if self.previous is not None and len(self.previous.frame) > len(frames):
-            frames = self.previous.frame
+        first = self.config.first_frame
+        self.asked = np.arange(first, first + (self.config.frames if stochastic else 1))
+        frames = np.union1d(self.previous.frame, self.asked) if self.previous else self.asked
         self.evaluator = Evaluator(
             self.subject,
             plane.x,
             plane.y,
             noise=self.config.noise,
-            recompute=self.config.recomputes and self.subject.mode == "eval",
+            recompute=self.config.recomputes and (self.config.bn == "recompute" or self.subject.mode == "eval"),
             engine=self.config.engine,
             precision=self.config.precision,
         )
@@ -224,10 +233,16 @@ class _Analysis:
 
         def nll(x: float, y: float) -> float:
             nonlocal done
-            sums = self.evaluator.evaluate(x, y, [frame])
+            try:
+                sums = self.evaluator.evaluate(x, y, [frame])
+                found = float(sums.nll_sum[0] / sums.count[0])
+            except InputError:
+                if done == 0:  # the checkpoint itself
+                    raise
+                found = np.nan
             done += 1
             self.progress("pre-scan", done, 9, "")
-            return float(sums.nll_sum[0] / sums.count[0])
+            return found
 
         span = float(max(np.abs(self.x).max(), np.abs(self.y).max()))
         return prescan(nll, span, self.evaluator.guessing, one_dimensional=len(self.y) == 1)
@@ -253,25 +268,27 @@ class _Analysis:
 
     def _items(self) -> list[_Item]:
         """What is to do, the checkpoint first, then coarse to fine."""
-        status = self.arrays["status"]
+        asked = np.isin(self.result.frame, self.asked)
+        todo = np.isin(self.arrays["status"], (TODO, FAILED))
         order = coarse_to_fine(len(self.y), len(self.x))
         order.sort(key=lambda point: not (self.y[point[0]] == 0 == self.x[point[1]]))
         items = [
-            _Item(row, column, tuple(int(f) for f in np.flatnonzero(np.isin(status[:, row, column], (TODO, FAILED)))))
+            _Item(row, column, tuple(int(f) for f in np.flatnonzero(asked & todo[:, row, column])))
             for row, column in order
         ]
         return [item for item in items if item.frames]
 
     def _work(self, item: _Item, numbers: Sequence[int]) -> Sums | None:
-        """The sums at a point; None where it failed, though another did not."""
+        """The sums at a point; None where it failed, though the checkpoint itself does not."""
         x, y = float(self.x[item.column]), float(self.y[item.row])
         try:
             sums = self.evaluator.evaluate(
                 x, y, [numbers[frame] for frame in item.frames], item.row * len(self.x) + item.column
             )
         except InputError:
-            if not self._succeeded:
-                raise
+            if not self._succeeded:  # not even at the checkpoint, which another rank may compute?
+                self.evaluator.evaluate(0.0, 0.0, [numbers[item.frames[0]]])
+                self._succeeded = True
             return None
         self._succeeded = True
         return sums

@@ -89,7 +89,8 @@ def _make(
 ) -> list[Direction]:
     """One direction for each kind; what eigenvectors, and what principal axes have in common is computed once."""
     wanted = {axis: kind for axis, kind in zip("xy", kinds, strict=False) if axis not in held}
-    known: dict[str, Direction] = {}
+    others = [kind for kind in wanted.values() if kind != "random" and not kind.startswith(("eigen:", "pca:"))]
+    known = {kind: checkpoint_direction(subject, kind) for kind in others}  # before the search for eigenvectors
     if numbers := _numbers(wanted.values(), "eigen"):
         found = eigen_directions(subject, numbers, world=world, progress=progress)
         known |= {direction.info.kind: direction for direction in found}
@@ -97,10 +98,7 @@ def _make(
         known |= {direction.info.kind: direction for direction in series_directions(subject, steps, max(numbers))}
     made = dict(held)
     for axis, kind in wanted.items():
-        if kind == "random":
-            made[axis] = random_direction(subject, norm, axis)
-        else:
-            made[axis] = known.get(kind) or checkpoint_direction(subject, kind)
+        made[axis] = random_direction(subject, norm, axis) if kind == "random" else known[kind]
     return [made[axis] for axis, _ in zip("xy", kinds, strict=False)]
 
 

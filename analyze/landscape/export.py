@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -136,6 +137,12 @@ def read(path: str | Path) -> Result:
     return import_surface(path)
 
 
+def _is_hdf5(path: Path) -> bool:
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m analyze.landscape.export", description=__doc__)
@@ -146,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_input_error():
         if given.out.resolve() == given.run.resolve():
             raise InputError(f"{given.out} is the file to be read; give another one to write.")
+        if _is_hdf5(given.out):
+            raise InputError(f"{given.out} exists, and may hold analyses; give another name.")
         print(export(read(given.run), given.out, given.format))
 
 

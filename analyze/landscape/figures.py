@@ -17,6 +17,7 @@ from analyze.landscape.shown import (
     Shown,
     axis_label,
     caption,
+    error_over_images,
     even_levels,
     heading,
     levels_of,
@@ -26,7 +27,7 @@ from analyze.landscape.shown import (
     span_of,
     spread_over_frames,
 )
-from analyze.landscape.spec import Metric, Result
+from analyze.landscape.spec import DONE, NOT_FINITE, Metric, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,12 +276,11 @@ def _percent() -> Any:
 def _curve(axes: Axes, right: Axes, result: Result, color: str, accuracy_color: str, name: str) -> None:
     shown, accuracy = mean_over_frames(result, "nll"), mean_over_frames(result, "accuracy")
     x, nll = shown.x, np.where(np.isfinite(shown.value[0]), shown.value[0], np.nan)
-    with np.errstate(invalid="ignore"):  # passes share their images: the mean of their errors is an upper bound
-        done = np.isin(result.status, (1, 2))
-        error = np.where(done, result.nll_stderr, 0).sum(axis=0)[0] / np.maximum(done.sum(axis=0)[0], 1)
-    axes.fill_between(x, nll - error, nll + error, color=color, alpha=0.2, linewidth=0)
+    if (error := error_over_images(result, "nll")) is not None:
+        axes.fill_between(x, nll - error[0], nll + error[0], color=color, alpha=0.2, linewidth=0)
     if len(result.frame) > 1 and color == BLUE:
-        each = np.where(done & np.isfinite(result.nll), result.nll, np.nan)[:, 0]
+        done = np.isin(result.status, (DONE, NOT_FINITE)) & np.isfinite(result.nll)
+        each = np.where(done, result.nll, np.nan)[:, 0]
         axes.plot(x, each.T, color=color, linewidth=0.4, alpha=0.5)
     axes.plot(x, nll, "-o", color=color, markersize=2.5, linewidth=1.4, label=name)
     right.plot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ from models.metrics import Metrics
 
 AGREEMENT = 1e-5
 """How far the quick network's mean NLL may lie from the plain one's, absolutely and relatively."""
+TRIAL = 0.25
+"""Where the quick network is tried, beside the checkpoint: so far along each direction, and no farther than this share
+of the weights' norm. No negative numbers: between checkpoints variances stay positive."""
 
 
 class Sums(NamedTuple):
@@ -36,7 +39,7 @@ class Sums(NamedTuple):
     nll_sq: np.ndarray
     """(F,) of their squares; NaN where there are no classes, as all that follow."""
     correct: np.ndarray
-    """(F,) images classified right."""
+    """(F,) images classified right; NaN where the NLL is."""
     bin_count: np.ndarray
     """(F, 15) images in each bin of confidence."""
     bin_confidence: np.ndarray
@@ -99,9 +102,9 @@ class Evaluator:
         self._squares = self._gram(x, y)
         self._quick: QuickNetwork | None = None
         self._masks: Masks | None = None
-        self._of(self._plain_outputs(self._plain, 0, (0, 0)), self._batches[0][1])
+        self._of(first := self._plain_outputs(self._plain, 0, (0, 0)), self._batches[0][1])
         if engine != "plain":
-            self._prepare(compiled=engine == "compiled")
+            self._prepare(first, compiled=engine == "compiled")
 
     guessing: float
     """NLL of a guess, the log of the number of classes; NaN if there are none."""
@@ -151,14 +154,15 @@ class Evaluator:
         return self._evaluate(x, y, frames, point, plain=plain)
 
     def deviation(self, points: Sequence[tuple[float, float]], frame: int) -> float:
-        """Largest difference of the mean NLL from that in full precision."""
+        """Largest difference of the mean NLL from that in full precision, among the points where both are finite."""
         if self._precision == "full":
             return np.nan
         found = []
         for x, y in points:
-            quick, plain = (self._evaluate(x, y, [frame], 0, plain=plain, exact=plain) for plain in (False, True))
-            found.append(abs(quick.nll_sum[0] / quick.count[0] - plain.nll_sum[0] / plain.count[0]))
-        return float(np.max(found))
+            with suppress(InputError):
+                quick, plain = (self._evaluate(x, y, [frame], 0, plain=plain, exact=plain) for plain in (False, True))
+                found.append(abs(float(quick.nll_sum[0] / quick.count[0]) - float(plain.nll_sum[0] / plain.count[0])))
+        return max(filter(math.isfinite, found), default=np.nan)
 
     def nll_of(self, difference: Tensors, frame: int) -> float:
         """Mean NLL of another checkpoint, which differs by so much in parameters and buffers."""
@@ -228,12 +232,15 @@ class Evaluator:
 
     def _of(self, output: Any, labels: Tensor) -> Sums:
         if self._classes is None:
-            self._classes = _is_cross_entropy(self.subject.loss) and _are_classes(first_tensor(output), labels)
+            self._classes = _is_cross_entropy(self.subject.loss) and all(
+                _are_classes(first_tensor(output), each) for _, each in self._batches
+            )
             if self._classes:
                 self.guessing = math.log(first_tensor(output).shape[1])
         if self._classes:
             metrics = Metrics.of(torch.log_softmax(first_tensor(output).double(), dim=1), labels)
-            found = [metrics.count, metrics.nll, metrics.nll_sq, metrics.correct]
+            correct = np.nan if math.isnan(metrics.nll) else metrics.correct  # NaN has no most probable class
+            found = [metrics.count, metrics.nll, metrics.nll_sq, correct]
             found += [metrics.bin_count, metrics.bin_confidence, metrics.bin_correct]
             return Sums(*(np.asarray(value, dtype=np.float64) for value in found))
         with torch.no_grad(), failures("the loss", labels):
@@ -243,10 +250,17 @@ class Evaluator:
         nothing, count = np.float64(np.nan), np.float64(len(labels))
         return Sums(count, count * np.float64(loss.item()), nothing, nothing, *[np.full(BINS, np.nan)] * 3)
 
-    def _prepare(self, *, compiled: bool) -> None:
-        """Make the quick network, and keep it only if it does what the plain one does."""
+    def _prepare(self, first: Any, *, compiled: bool) -> None:
+        """Make the quick network, and keep it only if it does what the plain one does, here and at a moved point."""
         x, _ = self._batches[0]
-        plain = [self._plain_outputs(self._plain, 0, (frame, 0)) for frame in (0, 1)]
+        here, there = (0.0,) * len(self._axes), self._trial_point()
+        plain = {here: [first, self._plain_outputs(self._plain, 0, (1, 0))]}
+        self._plain.move(*there)
+        with _plain_if_it_fails():
+            plain[there] = [self._plain_outputs(self._plain, 0, (1, 0))]
+        self._plain.move(*here)
+        if there not in plain:
+            return
         seen = {images.shape: met(self._plain, images) for images in {i.shape: i for i, _ in self._batches}.values()}
         shapes = [seen[images.shape].dropouts for images, _ in self._batches]
         for tuned in (True, False):
@@ -255,19 +269,21 @@ class Evaluator:
                     Twin(self.subject, self._axes, channels_last=True),
                     tuned=tuned,
                     compiled=compiled,
-                    rows=self._rows(plain[0], seen[x.shape]) if tuned else 0,
+                    rows=self._rows(first, seen[x.shape]) if tuned else 0,
                 )
             except Exception:  # torch.fx raises whatever it meets in a network that it can't trace
                 return
             self._masks = Masks(self.subject, shapes, keep=self._noise == "frame")
-            quick.update()
             if len(quick.dropouts) == len(shapes[0]):
                 with _plain_if_it_fails():
-                    found = self._quick_outputs(quick, x, 0, [(0, 0), (1, 0)], exact=True)
-                    if self._agree(plain, found):
+                    if all(self._agrees(quick, point, outputs) for point, outputs in plain.items()):
                         self._quick = quick
                         return
         self._masks = None
+
+    def _trial_point(self) -> tuple[float, ...]:
+        own, *lengths = np.sqrt(np.diag(self._squares))
+        return tuple(TRIAL * min(1.0, own / length) if own and length else TRIAL for length in lengths)
 
     def _rows(self, output: Any, seen: Met) -> int:
         """Images to compute together, where they do not depend on each other; 0 for a whole batch."""
@@ -278,12 +294,15 @@ class Evaluator:
         rows = 2 ** max(3, round(math.log2(PART_BYTES / seen.largest)))
         return rows if rows < count else 0  # so that the trial on the first batch shows whether parts are right
 
-    def _agree(self, plain: Sequence[Any], quick: Sequence[Any]) -> bool:
-        labels = self._batches[0][1]
-        for outputs in zip(plain, quick, strict=True):
+    def _agrees(self, quick: QuickNetwork, point: Sequence[float], plain: Sequence[Any]) -> bool:
+        """Whether it gives the plain network's outputs in pass 1, or passes 0 and 1; not if they are no numbers."""
+        x, labels = self._batches[0]
+        quick.twin.move(*point)
+        quick.update()
+        counters = [(0, 0), (1, 0)][-len(plain) :]
+        for outputs in zip(plain, self._quick_outputs(quick, x, 0, counters, exact=True), strict=True):
             a, b = (self._of(output, labels) for output in outputs)
-            bound = AGREEMENT * (1 + abs(a.nll_sum / a.count))
-            if not (abs(a.nll_sum - b.nll_sum) / a.count <= bound or (np.isnan(a.nll_sum) and np.isnan(b.nll_sum))):
+            if not abs(a.nll_sum - b.nll_sum) / a.count <= AGREEMENT * (1 + abs(a.nll_sum / a.count)):
                 return False
         return True
 

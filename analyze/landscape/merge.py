@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from analyze.landscape.spec import DONE, NOT_FINITE, SUMS, Config, Result, Trajectory
+from analyze.landscape.spec import DONE, NOT_FINITE, RECOMPUTED, SUMS, Config, Result, Trajectory
 from data_cache import InputError, exit_on_input_error
 
+_NAMELESS = {"user data", "arrays"}
 _OF_IMAGES = ("data", "images", "data_sha256", "batch_size", "merged")
 _FREE = {"checkpoint", "smoothing", *_OF_IMAGES}
 _FREE_OPTIONS = {f.name for f in fields(Config) if f.metadata.get("free")} | {"first_frame", "same_directions"}
@@ -27,8 +28,9 @@ def merge(results: Sequence[Result]) -> Result:
             the same frames.
 
     Raises:
-        InputError: They differ in grid, directions, checkpoint or an option, share images and frames, or are
-            incomplete. That different sets of images have none in common is for the caller to know.
+        InputError: They differ in grid, directions, checkpoint or an option, share images and frames, are incomplete,
+            or recomputed BatchNorm each from images of its own. Different sets of one named split are taken to share
+            images, for limits of it do; that other sets have none in common is for the caller to know.
     """
     if len(results) < 2:
         raise InputError("there must be at least two landscapes to merge.")
@@ -43,7 +45,8 @@ def _merged(a: Result, b: Result) -> Result:
     if b.frame.min() < a.frame.min():  # pre-scan and trajectory are those of the first frame
         a, b = b, a
     ours, theirs = _with_paths_of(a, b), _with_paths_of(b, a)
-    config = dict(a.config or {})
+    a, config = _with_directions_of(a, b), dict(a.config or {})
+    config["keep_directions"] = bool(a.direction_x)
     if _images(ours) == _images(theirs):
         if common := sorted(set(a.frame.tolist()) & set(b.frame.tolist())):
             what = f"frame {common[0]}" if a.stochastic else "a deterministic network, which has one frame"
@@ -57,6 +60,16 @@ def _merged(a: Result, b: Result) -> Result:
         return replace(a, frame=frames[order], deviation=_worse(a, b), **arrays).of(config, ours)
     if shared := set(_images(ours)) & set(_images(theirs)):
         raise InputError(f"two of the landscapes have images in common (sha256 {sorted(shared)[0][:16]}).")
+    if splits := _splits(ours) & _splits(theirs):
+        raise InputError(
+            f"two of the landscapes are of images of {min(splits)}, and sets of one split have images in common; "
+            "nothing adds up."
+        )
+    if any(RECOMPUTED in result.arithmetic for result in (a, b)):
+        raise InputError(
+            "BatchNorm was recomputed from other images in each of the landscapes, which makes them those of different "
+            "networks; nothing adds up."
+        )
     if not np.array_equal(a.frame, b.frame):
         raise InputError(
             f"landscapes of different images need the same frames to be added up, not {a.frame.tolist()} and "
@@ -74,7 +87,7 @@ def _merged(a: Result, b: Result) -> Result:
     }
     weights = ours.get("images", 1), theirs.get("images", 1)
     trajectory = _average(a.trajectory, b.trajectory, weights)
-    return replace(a, trajectory=trajectory, deviation=_worse(a, b), **sums).of(config, about)
+    return replace(a, prescan=None, trajectory=trajectory, deviation=_worse(a, b), **sums).of(config, about)
 
 
 def _with_paths_of(a: Result, b: Result) -> dict[str, Any]:
@@ -82,6 +95,16 @@ def _with_paths_of(a: Result, b: Result) -> dict[str, Any]:
     ours, theirs = (result.subject or {} for result in (a, b))
     paths = [path for each in (ours, theirs) if "smoothing" in each for path in str(each["smoothing"]).split(" and ")]
     return {**ours, "smoothing": " and ".join(dict.fromkeys(paths))} if paths else dict(ours)
+
+
+def _with_directions_of(a: Result, b: Result) -> Result:
+    """The landscape a with the directions that it was saved without, if b has them."""
+    return a if a.direction_x else replace(a, direction_x=b.direction_x, direction_y=b.direction_y)
+
+
+def _splits(subject: Mapping[str, Any]) -> set[str]:
+    """Names of the data sets, but for images from Python, which have none."""
+    return set(str(subject.get("data")).split(" + ")) - _NAMELESS
 
 
 def _images(subject: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,8 @@ is so large that the allocator fetches fresh pages for it, which takes as long a
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # buffers move too, so the graph must read them and not hold their values
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (MCDropout, TanhBlurBlock)) or super().is_leaf_module(m, module_qualified_name)
 
@@ -181,6 +183,8 @@ def _fold_norms(module: fx.GraphModule) -> list[_Fold]:
         if not isinstance(convolution, _ConvNd) or isinstance(convolution, _ConvTransposeNd):
             continue
         if calls.count(source.target) > 1 or calls.count(node.target) > 1:
+            continue
+        if not {"weight", "bias"} <= convolution._parameters.keys():  # computed from others, as by weight_norm
             continue
         folded = copy.deepcopy(convolution)
         folded.bias = nn.Parameter(convolution.weight.new_zeros(folded.out_channels), requires_grad=False)

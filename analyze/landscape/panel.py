@@ -9,9 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analyze.charting import DRAWING, text
-from analyze.landscape.profiles import error_over_images
 from analyze.landscape.scene import RED
-from analyze.landscape.shown import COLORS, LABELS, UNBOUNDED, Limits, Shown, even_levels, limits, log_levels
+from analyze.landscape.shown import (
+    COLORS,
+    LABELS,
+    UNBOUNDED,
+    Limits,
+    Shown,
+    error_over_images,
+    even_levels,
+    limits,
+    log_levels,
+)
 from analyze.landscape.spec import Metric, Result
 
 MISSING, NOT_FINITE = "rgba(128,128,128,0.55)", "#ffe3e3"

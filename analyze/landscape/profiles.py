@@ -9,7 +9,7 @@ import numpy as np
 
 from analyze.charting import DRAWING, Drawn, faded, new_chart, text
 from analyze.landscape.scene import RED
-from analyze.landscape.shown import LABELS, axis_label, mean_over_frames, one_frame
+from analyze.landscape.shown import LABELS, axis_label, error_over_images, mean_over_frames, one_frame
 from analyze.landscape.spec import DONE, NOT_FINITE, Metric, Result
 
 if TYPE_CHECKING:
@@ -17,31 +17,6 @@ if TYPE_CHECKING:
 
 GREY = "#808495"
 """Of lines that belong to no model; told from light and dark backgrounds."""
-
-
-def error_over_images(result: Result, metric: Metric, place: int | None = None) -> np.ndarray | None:
-    r"""(Y, X) standard error of a metric over images; None for metrics without one.
-
-    Of NLL as stored, of accuracy :math:`\sqrt{p (1 - p) / n}`. Passes share their images: of their mean it is the mean
-    of the errors of those that are done, an upper bound.
-
-    Args:
-        result: A curve or a surface.
-        metric: Which.
-        place: Of a pass; None for the mean of all.
-    """
-    if metric in ("nll", "loss"):
-        errors = result.nll_stderr
-    elif metric == "accuracy":
-        share = result.accuracy
-        errors = np.sqrt(share * (1 - share) / np.where(result.count > 0, result.count, np.nan))
-    else:
-        return None
-    if place is not None:
-        return errors[place % len(errors)]
-    done = np.isin(result.status, (DONE, NOT_FINITE))
-    with np.errstate(invalid="ignore"):
-        return np.where(done, errors, 0).sum(axis=0) / np.where(done.any(axis=0), done.sum(axis=0), np.nan)
 
 
 def values_of(result: Result, metric: Metric, place: int | None = None) -> np.ndarray:

@@ -10,7 +10,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from analyze.drawing import model_name
-from analyze.landscape.spec import DONE, NOT_FINITE, TODO, TOWARDS, UNKNOWN, Config, DirectionInfo, Result
+from analyze.landscape.spec import (
+    DONE,
+    NOT_FINITE,
+    RECOMPUTED,
+    TODO,
+    TOWARDS,
+    UNKNOWN,
+    Config,
+    DirectionInfo,
+    Metric,
+    Result,
+)
 
 LABELS = {
     "nll": "NLL (nats)",
@@ -125,6 +136,31 @@ def _done(result: Result, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return result.metric(name), done, done.sum(axis=0)  # type: ignore[arg-type]
 
 
+def error_over_images(result: Result, metric: Metric, place: int | None = None) -> np.ndarray | None:
+    r"""(Y, X) standard error of a metric over images; None for metrics without one.
+
+    Of NLL as stored, of accuracy :math:`\sqrt{p (1 - p) / n}`. Passes share their images: of their mean it is the mean
+    of the errors of those that are done, an upper bound.
+
+    Args:
+        result: A curve or a surface.
+        metric: Which.
+        place: Of a pass; None for the mean of all.
+    """
+    if metric in ("nll", "loss"):
+        errors = result.nll_stderr
+    elif metric == "accuracy":
+        share = result.accuracy
+        errors = np.sqrt(share * (1 - share) / np.where(result.count > 0, result.count, np.nan))
+    else:
+        return None
+    if place is not None:
+        return errors[place % len(errors)]
+    done = np.isin(result.status, (DONE, NOT_FINITE))
+    with np.errstate(invalid="ignore"):
+        return np.where(done, errors, 0).sum(axis=0) / np.where(done.any(axis=0), done.sum(axis=0), np.nan)
+
+
 class Limits(NamedTuple):
     """The range that pictures share."""
 
@@ -197,13 +233,13 @@ def heading(result: Result) -> str:
     made = [f"{norm} norm"] if (norm := result.info_x.norm) else []
     made += [f"mean of {len(result.frame)} MC passes"] if len(result.frame) > 1 else []
     made += [precision] if (precision := str(config.get("precision", ""))) not in ("", Config.precision) else []
-    made += ["BatchNorm recomputed"] if config.get("bn") == "recompute" else []
+    made += [RECOMPUTED] if RECOMPUTED in result.arithmetic else []
     return "\n".join([*lines, ", ".join([*made, span_of(result)])])
 
 
 def span_of(result: Result) -> str:
     """The range of the axes."""
-    ends = [f"{axis[0]:g} to {axis[-1]:g}" for axis in (result.x, result.y) if len(axis) > 1]
+    ends = [f"{axis[0] + 0.0:g} to {axis[-1]:g}" for axis in (result.x, result.y) if len(axis) > 1]
     if len(set(ends)) == 2:
         return f"x from {ends[0]}, y from {ends[1]}"
     return f"{'x' if len(ends) == 1 else 'x and y'} from {ends[0]}" if ends else "one point"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from analyze.arrays import array, arrays
+from analyze.landscape.checks import check_arrays, check_subject
 from analyze.results import AnalysisResult, Progress, Quantity, Row, silent
 from data_cache.errors import InputError
 
@@ -26,6 +27,8 @@ TODO, DONE, NOT_FINITE, FAILED = range(4)
 """Values of `Result.status`."""
 UNKNOWN = "(unknown)"
 """Kind of a direction in a file that doesn't say."""
+RECOMPUTED = "BatchNorm recomputed"
+"""In `Result.arithmetic`, where the running statistics at each point are those of its own activations."""
 TOWARDS = "towards "
 """Begins the kind of a direction that leads to a checkpoint from another one, and here beside it."""
 
@@ -109,10 +112,11 @@ class Config:
             raise InputError(f"a curve has one number of points, not {_told(self.points)}.")
         if len(self.span) > 2 - self.one_dimensional:
             raise InputError(f"span is one number for each axis at most, not {_told(self.span)}.")
-        for axis, span in enumerate(self.span):
-            least = "0" if _is_checkpoint(self._directions[min(axis, len(self._directions) - 1)]) else "above 0"
-            if not (0 < span < np.inf or (span == 0 and least == "0")):
-                raise InputError(f"span must be a number {least}, not {span:g}.")
+        for axis in range(len(self._directions)):
+            span, leads = self._span(axis), self._leads(axis)
+            if not (0 < span < np.inf or (span == 0 and leads)):
+                at_least = "0 or more" if leads else "above 0"
+                raise InputError(f"span along {'xy'[axis]} must be a number {at_least}, not {span:g}.")
         for name, least in {"frames": 1, "first_frame": 0, "gif_tween": 1, "gif_fps": 1, "gif_size": 100}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
@@ -127,6 +131,9 @@ class Config:
                 raise InputError(f"{name} is empty; give random, eigen:K, pca:1, pca:2 or a checkpoint.")
         if len(set(self._directions)) < len(self._directions) and self.direction_x != "random":
             raise InputError(f"direction_x and direction_y are both {self.direction_x}, which spans no plane.")
+        for name in self.series:
+            if self.series.count(name) > 1:
+                raise InputError(f"series names {name} twice.")
         if self.gif is not None:
             self._check_gif(Path(self.gif))
 
@@ -147,7 +154,7 @@ class Config:
     @property
     def interpolates(self) -> bool:
         """Whether an axis leads to another checkpoint."""
-        return self.same_directions is None and any(map(_is_checkpoint, self._directions))
+        return any(map(self._leads, range(len(self._directions))))
 
     @property
     def recomputes(self) -> bool:
@@ -155,14 +162,27 @@ class Config:
         return self.bn == "recompute" or (self.bn == "auto" and self.interpolates)
 
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """X (X,) and y (Y,); y is [0] for a curve."""
-        ends = []
-        for axis, kind in enumerate(self._directions):
-            leads = self.same_directions is None and _is_checkpoint(kind)
-            span = self.span[min(axis, len(self.span) - 1)] if self.span else 0.0 if leads else 1.0
-            ends.append((-span, 1 + span) if leads else (-span, span))
-        lines = [_line(*each, self.points[min(axis, len(self.points) - 1)]) for axis, each in enumerate(ends)]
+        """X (X,) and y (Y,); y is [0] for a curve. Checkpoints that the grid meets lie at exactly 0 and 1."""
+        lines = [self._axis(axis) for axis in range(len(self._directions))]
         return lines[0], lines[1] if len(lines) > 1 else np.zeros(1)
+
+    def _axis(self, axis: int) -> np.ndarray:
+        span, points = self._span(axis), self.points[min(axis, len(self.points) - 1)]
+        if not self._leads(axis):
+            return _line(-span, span, points)
+        line = _line(-span, 1 + span, points)
+        for checkpoint in (0.0, 1.0):
+            line[np.abs(line - checkpoint) < 1e-12] = checkpoint
+        return line
+
+    def _span(self, axis: int) -> float:
+        if not self.span:
+            return 0.0 if self._leads(axis) else 1.0
+        return self.span[min(axis, len(self.span) - 1)]
+
+    def _leads(self, axis: int) -> bool:
+        """Whether another checkpoint lies at coordinate 1."""
+        return self.same_directions is None and _is_checkpoint(self._directions[axis])
 
 
 def animation_format(path: Path) -> str:
@@ -288,6 +308,7 @@ class Result(AnalysisResult):
     barrier_x: float = derived(doc="where")
 
     def __post_init__(self) -> None:
+        check_arrays(self)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             count = np.where(self.count > 0, self.count, np.nan)
             nll = self.nll_sum / count
@@ -315,6 +336,21 @@ class Result(AnalysisResult):
         if not np.isfinite(height).all():
             return np.nan, np.nan
         return float(height.max()), float(x[height.argmax()])
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """The landscape in a run file, which may come from a stranger.
+
+        Raises:
+            InputError: The file is damaged, no run file, holds no landscape, or does not say what it is of.
+        """
+        try:
+            result = super().read(path)
+            check_subject(result.subject or {})
+        except InputError as error:
+            named = str(path) in str(error)
+            raise InputError(str(error) if named else f"{path}: {error}") from error
+        return result
 
     @property
     def one_dimensional(self) -> bool:
@@ -361,6 +397,14 @@ class Result(AnalysisResult):
             kinds = "a curve", "a surface"
             return f"it is {kinds[not self.one_dimensional]}, and this {kinds[not config.one_dimensional]}"
         return ""
+
+    @classmethod
+    def check_animation(cls, config: Config, others: Sequence[Result]) -> None:
+        """Refuse, before the work, others that can't move beside a result of this config."""
+        if config.gif is not None and others:
+            from analyze.landscape.animation import check_together
+
+            check_together(config.frames, others, config.gif_metric)
 
     def animate(self, config: Config, others: Sequence[Result] = (), progress: Progress = silent) -> list[Path]:
         """Write the animation that the config asks for, with those of `others` beside it."""

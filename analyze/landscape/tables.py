@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from analyze.landscape.shown import span_of
-from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, TODO, UNKNOWN, DirectionInfo, Result
+from analyze.landscape.shown import error_over_images, span_of
+from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, RECOMPUTED, TODO, UNKNOWN, DirectionInfo, Metric, Result
 from analyze.results import Quantity, Row
 
 
@@ -19,6 +19,8 @@ def rows(result: Result) -> list[Row]:
     if np.isfinite(result.barrier):
         remark = f"at x = {result.barrier_x:.3g}, above the line from one checkpoint's NLL to the other's"
         found.append(Row("barrier", result.barrier, _barrier_error(result), remark))
+    elif _misses_an_end(result):
+        found.append(Row("barrier", np.nan, None, "needs x = 0 and x = 1 on the grid; leave out --span"))
     found += [
         Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}")
         for axis, info in (("x", result.info_x), ("y", result.info_y))
@@ -39,7 +41,7 @@ def rows(result: Result) -> list[Row]:
 def _told(info: DirectionInfo) -> str:
     """Where a direction comes from."""
     told = [info.kind, info.norm and f"norm {info.norm}"]
-    told.append("" if np.isnan(info.eigenvalue) else f"eigenvalue {info.eigenvalue:.4g} ± {info.residual:.1g}")
+    told.append("" if np.isnan(info.eigenvalue) else f"eigenvalue {info.eigenvalue:.4g}, residual {info.residual:.1g}")
     told.append("" if np.isnan(info.explained) else f"explains {info.explained:.1%} of the series")
     return ", ".join(filter(None, told))
 
@@ -52,10 +54,11 @@ def _at_the_checkpoint(result: Result) -> list[Row]:
         return []
     frames, count = len(result.frame), int(result.count[place][0])
     mean = f", mean over {frames} frames" if frames > 1 else ""
+    mean += f", {RECOMPUTED}" if RECOMPUTED in result.arithmetic else ""
     accuracy, ece = (getattr(result, name)[place] for name in ("accuracy", "ece"))
     found = [
         Row("NLL", float(result.nll[place].mean()), float(_errors(result)[result.center]), f", {count} images{mean}"),
-        Row("accuracy", float(accuracy.mean()), float(_accuracy_errors(accuracy, count).mean()), mean),
+        Row("accuracy", float(accuracy.mean()), float(_errors(result, "accuracy")[result.center]), mean),
         Row("ECE", float(ece.mean()), None, mean),
     ]
     return [
@@ -65,18 +68,16 @@ def _at_the_checkpoint(result: Result) -> list[Row]:
     ]
 
 
-def _accuracy_errors(accuracy: np.ndarray, count: int) -> np.ndarray:
-    return np.sqrt(accuracy * (1 - accuracy) / max(1, count - 1))
-
-
 def _mean(result: Result) -> np.ndarray:
     """(y, x) NLL, mean over frames."""
     return result.nll.mean(axis=0)
 
 
-def _errors(result: Result) -> np.ndarray:
-    """(y, x) the largest standard error over images that it can have."""
-    return result.nll_stderr.mean(axis=0)
+def _errors(result: Result, metric: Metric = "nll") -> np.ndarray:
+    """(y, x) the largest standard error over images that its mean over frames can have."""
+    errors = error_over_images(result, metric)
+    assert errors is not None
+    return errors
 
 
 def _lowest(result: Result) -> list[Row]:
@@ -109,6 +110,12 @@ def _rises(result: Result) -> list[Row]:
             Row(f"rise {name}", value, error, "mean NLL above the checkpoint's; the largest error it can have")
         )
     return found
+
+
+def _misses_an_end(result: Result) -> bool:
+    """Whether a curve leads to another checkpoint, and one of both is not on its grid."""
+    leads = result.info_x.leads_to_checkpoint and result.one_dimensional
+    return leads and not all(np.isclose(result.x, end, rtol=0, atol=1e-9).any() for end in (0, 1))
 
 
 def _barrier_error(result: Result) -> float:

@@ -46,6 +46,7 @@ def import_surface(path: str | Path, split: str = "train") -> Result:
     """A result that can be drawn, animated and exported, from their surface file.
 
     Surfaces that are not square are put in order: whatever shape they are stored in, their values run along x first.
+    So are axes that descend.
     It counts as one image, since the files don't say how many there were; what they don't hold is NaN.
 
     Args:
@@ -60,25 +61,29 @@ def import_surface(path: str | Path, split: str = "train") -> Result:
     if lacking := [name for name in ("xcoordinates", loss) if name not in found]:
         raise InputError(f"{path} holds no {lacking[0]}, so it is no surface file of tomgoldstein/loss-landscape.")
     x, y = found["xcoordinates"].ravel(), found.get("ycoordinates", np.zeros(1)).ravel()
+    columns, rows = np.argsort(x), np.argsort(y)
     grids = {}
     for name in (loss, f"{split}_acc"):
         values = found.get(name, np.full(len(x) * len(y), np.nan))
         if values.size != len(x) * len(y):
             raise InputError(f"{path}: {name} has {values.size} values, but the grid {len(x)} x {len(y)} points.")
-        grids[name] = values.reshape(1, len(y), len(x))
+        grids[name] = values.reshape(1, len(y), len(x))[:, rows][:, :, columns]
     nll, accuracy = grids[loss], grids[f"{split}_acc"] / 100
     todo = nll == MISSING
     status = np.where(todo, TODO, np.where(np.isfinite(nll), DONE, NOT_FINITE)).astype(np.uint8)
     unknown = np.full((*nll.shape, BINS), np.nan)
     info = DirectionInfo(UNKNOWN, "", *[np.nan] * 5, sha256="")
     curve = len(y) == 1
-    return Result(
-        x=x, y=y, frame=np.zeros(1, int), status=status, count=np.where(todo, 0, 1),
-        nll_sum=np.where(todo, 0, nll), nll_sq=np.full(nll.shape, np.nan), correct=np.where(todo, 0, accuracy),
-        bin_count=unknown, bin_confidence=unknown, bin_correct=unknown, l2=np.full(nll.shape[1:], np.nan),
-        direction_x={}, direction_y={}, info_x=info, info_y=None if curve else info, stochastic=False, cosine=np.nan,
-        arithmetic=UNKNOWN, deviation=np.nan, prescan=None, trajectory=None,
-    )  # fmt: skip
+    try:
+        return Result(
+            x=x[columns], y=y[rows], frame=np.zeros(1, int), status=status, count=np.where(todo, 0, 1),
+            nll_sum=np.where(todo, 0, nll), nll_sq=np.full(nll.shape, np.nan), correct=np.where(todo, 0, accuracy),
+            bin_count=unknown, bin_confidence=unknown, bin_correct=unknown, l2=np.full(nll.shape[1:], np.nan),
+            direction_x={}, direction_y={}, info_x=info, info_y=None if curve else info, stochastic=False,
+            cosine=np.nan, arithmetic=UNKNOWN, deviation=np.nan, prescan=None, trajectory=None,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

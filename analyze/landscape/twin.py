@@ -12,16 +12,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from analyze.batches import Batch
 from analyze.subject import Subject
+from data_cache.errors import InputError, first_line
 
 Tensors = Mapping[str, Tensor]
 
 
 class Twin:
-    """A copy of a subject's network, at weights w0 + x dx + y dy that are computed from w0 every time."""
+    """A copy of a subject's network, at weights w0 + x dx + y dy that are computed from w0 every time.
+
+    Raises:
+        InputError: The network can't be copied.
+    """
 
     def __init__(self, subject: Subject, axes: Sequence[Tensors], *, channels_last: bool = False):
         self.subject = copy.copy(subject)
-        self.model = self.subject.model = copy.deepcopy(subject.model).requires_grad_(False)
+        try:
+            self.model = self.subject.model = copy.deepcopy(subject.model).requires_grad_(False)
+        except Exception as error:  # modules may hold anything, such as tensors computed by the old weight_norm
+            hint = "; use that of torch.nn.utils.parametrizations" if "weight_norm" in str(error) else ""
+            raise InputError(f"the model can't be copied: {first_line(error)}{hint}.") from error
         if channels_last:
             for parameter in self.model.parameters():
                 if parameter.dim() == 4:

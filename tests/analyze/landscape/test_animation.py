@@ -1,5 +1,6 @@
 """Animations: what moves, what stays, and how large the files are."""
 
+import importlib
 import itertools
 import stat
 from dataclasses import replace
@@ -10,7 +11,7 @@ from PIL import Image, ImageSequence
 from surfaces import bowl, surface
 
 from analyze.landscape import animation
-from analyze.landscape.animation import EASES, between, timeline, write_gif
+from analyze.landscape.animation import EASES, between, check_together, timeline, write_gif
 from analyze.landscape.shown import one_frame
 from analyze.landscape.spec import Config
 from data_cache.errors import InputError
@@ -219,6 +220,25 @@ def test_what_cannot_be_animated_is_said_and_nothing_is_written(sentence, tmp_pa
     with pytest.raises(InputError, match=sentence):
         REFUSED[sentence](tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_others_that_cannot_move_beside_it_are_refused_before_the_work(command, tiny_checkpoint, tmp_path, monkeypatch):
+    for name, result in {"two": surface(frames=2), "three": surface(frames=3), "one": surface()}.items():
+        result.save(tmp_path / f"{name}.h5")
+    module = importlib.import_module("analyze.landscape.compute")
+    monkeypatch.setattr(module, "compute", lambda *_, **__: pytest.fail("it has begun"))
+    command_of = ["--ckpt", tiny_checkpoint, "--limit", 2, "--points", 3, "--quiet", "--gif", tmp_path / "x.gif"]
+    for frames, others in ((3, ["two"]), (1, ["two", "three"]), (3, ["one", "two"])):
+        files = [tmp_path / f"{name}.h5" for name in others]
+        outcome = command(
+            *command_of, "--frames", frames, "--out", tmp_path / "A.h5", "--compare", *files, name="landscape"
+        )
+        assert outcome.status == 2 and outcome.err.strip().endswith("2 and 3 frames can't move together.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.h5", "three.h5", "two.h5"]
+    for frames, others in ((2, [surface(), surface(frames=2)]), (1, [surface(frames=3)])):
+        check_together(frames, others, "nll")
+    with pytest.raises(InputError, match="no point of the grid"):
+        check_together(2, [surface(status=np.zeros((1, 21, 21), np.uint8))], "nll")
 
 
 def test_mp4_without_ffmpeg_is_a_sentence(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from cases import CASES, dense_hessian, mlp
 from torch import nn
 
 from analyze import Subject, landscape
+from analyze.distributed import World
 from analyze.landscape.compute import is_complete
 from analyze.landscape.merge import main as merge_command
 from analyze.landscape.merge import merge
@@ -51,11 +52,17 @@ def stochastic(sizes=(6, 5), seed=0, **options):
     return Subject(model, data, weight_decay=0.1, **options)
 
 
-def assert_same(a: Result, b: Result) -> None:
-    for field in dataclasses.fields(Result):
-        p, q = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(p, np.ndarray):
-            np.testing.assert_array_equal(p, q, err_msg=field.name)
+def assert_same(a: Result, b: Result, apart: tuple[str, ...] = ("config", "subject")) -> None:
+    """All fields to the last bit, also those within others; NaN equals NaN."""
+    p, q = (
+        {f.name: plain(getattr(r, f.name)) for f in dataclasses.fields(Result) if f.name not in apart} for r in (a, b)
+    )
+    np.testing.assert_equal(p, q)
+
+
+def plain(value):
+    """Dataclasses as dictionaries, which `assert_equal` looks into."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -159,6 +166,45 @@ def test_order_and_resume_do_not_change_a_bit(monkeypatch, noise):
         assert_same(landscape.compute(stochastic(), config, previous=kept[-1]), whole)
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+def test_fewer_frames_than_an_interrupted_run_had_are_no_more_work(monkeypatch, asked):
+    kept, evaluated = [], []
+
+    def save(result):
+        kept.append(result)
+        if (result.status == DONE).any():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "OFFER_SECONDS", 0.0)
+    monkeypatch.setattr(module, "SHARE", 0)
+    with pytest.raises(KeyboardInterrupt):
+        landscape.compute(stochastic(), Config(points=(3, 2), frames=4, **QUICK), save=save)
+    monkeypatch.undo()
+    evaluate = module.Evaluator.evaluate
+    monkeypatch.setattr(
+        module.Evaluator, "evaluate", lambda self, *given: evaluated.append(given[2]) or evaluate(self, *given)
+    )
+    config = Config(points=(3, 2), frames=asked, **QUICK)
+    result = landscape.compute(stochastic(), config, previous=kept[-1])
+    assert evaluated == [list(range(asked))] * 5
+    assert is_complete(result, config) and not is_complete(result, Config(points=(3, 2), frames=4, **QUICK))
+    assert (result.status == DONE).sum(axis=(1, 2)).tolist() == [6] * asked + [1] * (4 - asked)
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(1, [0, 5, 6]), (2, [0, 1, 5, 6]), (6, [0, 1, 2, 3, 4, 5, 6])])
+def test_frames_are_added_between_those_that_were_merged(frames, expected):
+    subject = stochastic()
+    options = {"points": (3, 2), **QUICK}
+    parts = [(Config(first_frame=0, **options)), Config(first_frame=5, frames=2, **options)]
+    merged = merge([landscape.compute(subject, part) for part in parts])
+    config = Config(frames=frames, **options)
+    assert is_complete(merged, config) == (frames == 1)
+    result = landscape.compute(subject, config, previous=merged)
+    assert result.frame.tolist() == expected and is_complete(result, config)
+    seven = landscape.compute(subject, Config(frames=7, **options))
+    np.testing.assert_array_equal(result.nll, seven.nll[expected])
+
+
 def test_frames_can_be_added_and_fewer_leave_what_is_there():
     few, many = (Config(points=(3, 2), frames=frames) for frames in (2, 5))
     subject = stochastic()
@@ -190,7 +236,9 @@ def test_points_that_are_not_finite_are_marked_and_kept():
     result = landscape.compute(subject, Config(points=(3, 3), span=(1e30, 1.0), **QUICK))
     far = np.abs(result.x) > 0
     assert (result.status[0][:, far] == NOT_FINITE).all() and (result.status[0][:, ~far] == DONE).all()
-    assert not np.isfinite(result.nll[0][:, far]).any() and np.isfinite(result.nll[0][:, ~far]).all()
+    assert np.isnan(result.nll[0][:, far]).all() and np.isfinite(result.nll[0][:, ~far]).all()
+    for values in (result.accuracy, result.ece):  # NaN is no class, and no image is right by it
+        assert np.isnan(values[0][:, far]).all() and np.isfinite(values[0][:, ~far]).all()
     assert is_complete(result, Config(points=(3, 3), span=(1e30, 1.0), **QUICK))
     assert any("not finite" in row.remark for row in result.rows())
 
@@ -210,26 +258,50 @@ class Fragile(nn.Module):
         return self.layer(x) * self.level.weight
 
 
-def test_points_that_fail_are_marked_and_tried_again():
-    def subject(model):
-        return Subject(seeded(model), seeded(lambda: [(torch.randn(5, 6), torch.randint(0, 3, (5,)))]))
+def fragile(model=Fragile):
+    return Subject(seeded(model), seeded(lambda: [(torch.randn(5, 6), torch.randint(0, 3, (5,)))]))
 
-    config = Config(points=(5,), one_dimensional=True, **QUICK)
-    broken = subject(Fragile)
-    result = landscape.compute(broken, config)
+
+class EndsFirst(World):
+    """It begins with the last point, as one of several ranks may."""
+
+    def share_out(self, items, work):
+        return super().share_out(items[::-1], work)
+
+
+@pytest.mark.parametrize("world", [World(), EndsFirst()], ids=lambda world: type(world).__name__)
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
+def test_points_that_fail_are_marked_and_tried_again(precision, world):
+    """Also those of the pre-scan, and where the arithmetic is compared; whoever computes the checkpoint."""
+    config = Config(points=(5,), one_dimensional=True, precision=precision)
+    broken = fragile()
+    result = landscape.compute(broken, config, world=world)
     failed = result.status[0, 0] == FAILED
+    assert failed.tolist() == (1 + result.x * result.direction_x["level.weight"].item() > 1.2).tolist()
     assert 1 <= failed.sum() <= 4 and np.isnan(result.nll[0, 0, failed]).all()
+    assert np.isnan(result.prescan.nll).any() and np.isfinite(result.prescan.nll[0])
+    assert np.isfinite(result.deviation) == (precision != "full")
     assert not is_complete(result, config) and any("failed" in row.remark for row in result.rows())
     tried = []
     landscape.compute(broken, config, previous=result, progress=lambda part, done, *_: tried.append((part, done)))
     assert tried[-1] == ("grid", 5)
 
+
+@pytest.mark.parametrize("world", [World(), EndsFirst()], ids=lambda world: type(world).__name__)
+@pytest.mark.parametrize("prescan", [True, False])
+def test_network_that_fails_at_the_checkpoint_is_refused(prescan, world):
+    """Here on its second batch, which no trial looks at."""
+
     class Broken(Fragile):
         def forward(self, x):
-            raise RuntimeError("nothing works")
+            if len(x) == 4:
+                raise RuntimeError("nothing works")
+            return super().forward(x)
 
+    data = seeded(lambda: [(torch.randn(n, 6), torch.randint(0, 3, (n,))) for n in (5, 4)])
+    config = Config(points=(5,), one_dimensional=True, prescan=prescan)
     with pytest.raises(InputError, match="nothing works"):
-        landscape.compute(subject(Broken), config)
+        landscape.compute(Subject(seeded(Broken), data), config, world=world)
 
 
 def test_barrier_is_the_height_above_the_line_between_checkpoints(tmp_path):
@@ -359,10 +431,8 @@ def test_result_round_trips_through_the_run_file(tmp_path):
     result = landscape.compute(stochastic(), Config(points=(3, 2), frames=2))
     result.save(tmp_path / "A.h5")
     read = Result.read(tmp_path / "A.h5")
+    assert read.prescan is not None and read.direction_y and read.info_y is not None
     assert_same(read, result)
-    assert read.info_x == result.info_x or math.isnan(read.info_x.eigenvalue)
-    for name, values in result.direction_x.items():
-        np.testing.assert_array_equal(read.direction_x[name], values)
     assert [row.quantity for row in read.rows()] == [row.quantity for row in result.rows()]
 
 
@@ -477,6 +547,14 @@ def test_a_film_that_this_machine_cannot_write_is_refused_before_the_work(monkey
     config = Config(points=(3,), gif=tmp_path / "a.mp4")  # what another machine can, run files may say
     with pytest.raises(InputError, match="needs the program ffmpeg"):
         landscape.compute(stochastic(), config, progress=lambda *_: pytest.fail("it has begun"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"points": (3_000_000,)}, {"points": (10**13,), "one_dimensional": True}, {"frames": 10**13}]
+)
+def test_more_than_any_memory_holds_is_refused_before_the_work(options):
+    with pytest.raises(InputError, match=r"points in \d+ frames are over 2 million.*\.$"):
+        landscape.compute(stochastic(), Config(**options))
 
 
 def test_axes_are_nested_and_centred():

@@ -455,6 +455,13 @@ def test_eigenvectors_and_random_directions_mix():
     assert make_plane(subject, Config(direction_x="random", direction_y="eigen:3")).y.info.kind == "eigen:3"
 
 
+def test_a_checkpoint_that_is_missing_is_noticed_before_the_search_for_eigenvectors():
+    _, subject = regression()
+    config = Config(direction_x="eigen:1", direction_y="nowhere.safetensors")
+    with pytest.raises(InputError, match="there is no checkpoint nowhere"):
+        make_plane(subject, config, progress=lambda *_: pytest.fail("it has begun"))
+
+
 def test_plane_of_three_networks_holds_them(loaded, files):
     config = Config(direction_x=files["step1"], direction_y=files["step2"], series=(files["step1"], files["step2"]))
     found = make_plane(loaded, config).trajectory

@@ -130,6 +130,13 @@ def test_their_surface_that_is_not_square_is_put_in_order(version, tmp_path):
     assert set(figures(result)) == {"", "surface", "metrics"}
 
 
+def test_their_axes_that_descend_are_put_in_order(tmp_path):
+    result = import_surface(their_file(tmp_path / "s.h5", X[::-1], Y[::-1], formula))
+    a, b = np.meshgrid(X, Y)
+    np.testing.assert_array_equal(result.nll[0], formula(a, b))
+    np.testing.assert_allclose(result.accuracy[0], (50 + a) / 100)
+
+
 def test_their_unfinished_surface_is_unfinished_here(tmp_path):
     def diverges(x, y):
         return np.nan if x == X[0] else formula(x, y)
@@ -183,6 +190,8 @@ def broken_files(folder):
         file["xcoordinates"], file["train_loss"] = X, X[:-1]
     with h5py.File(folder / "link.h5", "w") as file:
         file["xcoordinates"], file["train_loss"] = X, h5py.ExternalLink("other.h5", "xcoordinates")
+    with h5py.File(folder / "axis.h5", "w") as file:
+        file["xcoordinates"], file["train_loss"] = X * np.nan, X
     with h5py.File(folder / "text.h5", "w") as file:
         file["xcoordinates"], file["train_loss"] = X, [b"a"] * 6
     whole = their_file(folder / "whole.h5", X, Y, formula).read_bytes()
@@ -196,6 +205,7 @@ def broken_files(folder):
         ("other", "no train_loss"),
         ("short", "5 values"),
         ("link", "not an array inside the file"),
+        ("axis", "axis.h5: the landscape's x must be finite"),
         ("text", "not a grid of numbers"),
         ("cut", "can't be read"),
         ("empty", "can't be read"),
@@ -234,6 +244,18 @@ def test_the_command_turns_run_files_and_their_surfaces_into_other_files(tmp_pat
     main([str(their_file(tmp_path / "s.h5", X, Y, formula)), str(tmp_path / "b"), "--format", "csv"])
     assert len((tmp_path / "b").read_text().splitlines()) == 25
     np.testing.assert_array_equal(read(tmp_path / "run.h5").nll, result.nll)
+
+
+@pytest.mark.parametrize("format", [[], ["--format", "csv"]])
+@pytest.mark.parametrize("name", ["other.h5", "other.hdf5"])
+def test_the_command_writes_over_no_run_file(name, format, tmp_path, capsys):
+    surface(points=(5, 5)).save(tmp_path / "run.h5")
+    surface(points=(3, 3)).save(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "run.h5"), str(tmp_path / name), *(format or ["--format", "tomgoldstein"])])
+    assert ended.value.code == 2 and f"{name} exists" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

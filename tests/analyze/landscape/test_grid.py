@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from cases import CASES, conv_net
 from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 from torchvision.models.vision_transformer import VisionTransformer
+from torchvision.ops import FrozenBatchNorm2d
 
 from analyze import Subject
 from analyze.landscape.directions import Direction, checkpoint_direction, random_direction
@@ -270,6 +273,34 @@ class AcrossImages(nn.Module):
         return self.layer(x - x.mean(dim=0))
 
 
+class OwnList(nn.Module):
+    """It normalises what `parameters` gives, which a graph takes for constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(4, 16)), nn.Parameter(torch.randn(16, 3))])
+
+    def forward(self, x):
+        first, second = (weight / weight.norm() for weight in self.parameters())
+        return 10 * torch.relu(x @ first) @ second
+
+
+class Scaled(nn.Module):
+    """A buffer that is no module's own business."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.register_buffer("scale", torch.randn(16))
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)) * torch.exp(self.scale))
+
+
+def normed(convolution, norm):
+    return nn.Sequential(convolution, norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
 def vision_transformer():
     return VisionTransformer(8, 4, 1, 2, 8, 16, dropout=0.1, attention_dropout=0.1, num_classes=3)
 
@@ -322,6 +353,19 @@ NETWORKS = {  # factory, shape of an image, mode, what `arithmetic` says
     "3-D": (volumes, (2, 4, 3, 5), "eval", "channels last, 1 norms folded, shared up to the first dropout"),
     "1-D": (sequences, (2, 7), "eval", "channels last, 1 norms folded"),
     "1-D in train mode": (sequences, (2, 7), "train", "channels last, shared up to the first dropout"),
+    "weights by norm and direction": (
+        lambda: normed(parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
+        (3, 6, 5),
+        "eval",
+        "channels last",
+    ),
+    "weights by largest singular value": (
+        lambda: normed(parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
+        (3, 6, 5),
+        "eval",
+        "channels last",
+    ),
+    "its list of parameters": (OwnList, (4,), "eval", "as it is"),
     "torchvision": (torchvision_resnet, (3, 16, 16), "eval", "channels last, 12 norms folded"),
 }
 
@@ -341,6 +385,97 @@ def test_networks_of_all_kinds_are_computed_right(name, monkeypatch):
     for place, frame in enumerate((0, 3)):
         expected = plain_sums(at(subject, (0.3, x), (-0.2, y)), frame)
         np.testing.assert_allclose(sums.nll_sum[place], expected[1], rtol=1e-9)
+
+
+CARRYING = {
+    "a buffer": (Scaled, (4,)),
+    "frozen norms": (lambda: normed(nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8)), (3, 6, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CARRYING)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_buffers_of_all_kinds_move_to_the_other_checkpoint(name, engine):
+    make, shape = CARRYING[name]
+    network = seeded(make)
+    other = seeded_apart(network)
+    data = seeded(lambda: [(torch.randn(20, *shape), torch.randint(0, 3, (20,)))])
+    subject, there = (Subject(each, data, dtype=torch.float64) for each in (network, other))
+    evaluator = Evaluator(subject, checkpoint_direction(subject, other), engine=engine)
+    assert engine == "plain" or "channels last" in evaluator.arithmetic
+    np.testing.assert_allclose(evaluator.evaluate(1.0, 0.0, [0]).nll_sum[0], plain_sums(there, 0)[1], rtol=1e-12)
+
+
+def test_quick_network_that_is_right_at_the_checkpoint_alone_is_not_taken(monkeypatch):
+    """Whatever the reason, such as here that it does not follow a move."""
+    subject = zoo_subject("resnet_dnn_18", sizes=(5,))
+    axes = plane(subject)
+    assert "channels last" in Evaluator(subject, *axes).arithmetic
+    monkeypatch.setattr("analyze.landscape.network._Fold.update", cached_once())
+    evaluator = Evaluator(subject, *axes)
+    assert "folded" not in evaluator.arithmetic
+    expected = plain_sums(at(subject, (0.5, axes[0]), (-0.5, axes[1])), 0)
+    np.testing.assert_allclose(evaluator.evaluate(0.5, -0.5, [0]).nll_sum[0], expected[1], rtol=1e-5)
+
+
+def cached_once():
+    """An update that holds on to what it found first."""
+    from analyze.landscape.network import _Fold
+
+    update, done = _Fold.update, set()
+
+    def first_only(self):
+        if id(self.folded) not in done:
+            done.add(id(self.folded))
+            update(self)
+
+    return first_only
+
+
+def test_evaluator_is_made_where_the_network_fails_away_from_the_checkpoint():
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("own", self.layer.weight.detach().clone())
+
+        def forward(self, x):
+            torch._assert(torch.equal(self.layer.weight, self.own), "only there")
+            return self.layer(x)
+
+    data = seeded(lambda: [(torch.randn(5, 4), torch.randint(0, 3, (5,)))])
+    subject = Subject(seeded(Narrow), data)
+    evaluator = Evaluator(subject, *plane(subject))
+    assert evaluator.evaluate(0.0, 0.0, [0]).count == [5]
+    with pytest.raises(InputError, match="only there"):
+        evaluator.evaluate(0.1, 0.0, [0])
+
+
+def test_model_that_can_not_be_copied_is_refused_with_a_sentence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(weight_norm(nn.Linear(4, 3)))
+    subject = Subject(model, seeded(lambda: [(torch.randn(5, 4), torch.randint(0, 3, (5,)))]))
+    with pytest.raises(InputError, match=r"can't be copied.*parametrizations.*\.$"):
+        Evaluator(subject, *plane(subject))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_that_are_no_classes_are_left_to_the_loss(engine):
+    """Also where only a later batch has them: ignored ones, and others that the loss refuses."""
+    model, images = seeded(lambda: nn.Linear(4, 3)), seeded(lambda: torch.randn(6, 4))
+    good, ignored, wrong = (torch.tensor(each) for each in ([0, 1, 2, 0], [1, -100], [0, 5]))
+    subject = Subject(model, [(images[:4], good), (images[4:], ignored)])
+    x, y = plane(subject)
+    sums = Evaluator(subject, x, y, engine=engine).evaluate(0.5, 0.0, [0])
+    with torch.no_grad():
+        moved = at(subject, (0.5, x)).model
+        expected = 4 * F.cross_entropy(moved(images[:4]), good) + 2 * F.cross_entropy(moved(images[4:5]), ignored[:1])
+    np.testing.assert_allclose(sums.nll_sum[0], expected.item(), rtol=1e-5)
+    assert np.isnan(sums.correct[0])
+    subject = Subject(model, [(images[:4], good), (images[4:], wrong)])
+    with pytest.raises(InputError, match="the loss failed"):
+        Evaluator(subject, x, y, engine=engine).evaluate(0.5, 0.0, [0])
 
 
 def test_what_a_network_overwrites_is_computed_again():
@@ -531,6 +666,15 @@ def test_lower_precision_is_measured_against_full():
     assert math.isclose(evaluator.deviation(points, 0), max(found), rel_tol=1e-6)
     assert "bfloat16" in evaluator.arithmetic
     assert np.isnan(plain.deviation(points, 0))
+
+
+def test_deviation_is_that_of_the_points_that_can_be_computed():
+    """Not of those that overflow; and of none where all do."""
+    subject = zoo_subject("resnet_dnn_18", sizes=(5,))
+    evaluator = Evaluator(subject, *plane(subject), precision="bfloat16")
+    finite = evaluator.deviation([(0.5, 0.5)], 0)
+    assert finite > 0 and evaluator.deviation([(1e38, 0.0), (0.5, 0.5), (0.0, 1e38)], 0) == finite
+    assert np.isnan(evaluator.deviation([(1e38, 0.0)], 0))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("tf32", torch.float32), ("bfloat16", torch.float64)])

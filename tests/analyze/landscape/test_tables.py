@@ -12,8 +12,11 @@ from cases import mlp
 from surfaces import IMAGES, bowl, surface
 
 from analyze import Subject, compare, landscape
-from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, TODO, Config
+from analyze.landscape.shown import error_over_images, heading
+from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, SUMS, TODO, Config
 from analyze.landscape.tables import quantities, rows
+from data_cache import InputError
+from models.metrics import Metrics
 
 # the variance of surfaces' NLL over images is 0.8 at each point
 STDERR = math.sqrt(0.8 / (IMAGES - 1))
@@ -23,8 +26,8 @@ def named(result):
     return {row.quantity: row for row in rows(result)}
 
 
-def interpolation(**options):
-    axes = np.linspace(0, 1, 21), np.zeros(1)
+def interpolation(x=None, **options):
+    axes = np.linspace(0, 1, 21) if x is None else x, np.zeros(1)
     return surface(lambda f, x, y: 0.3 + 0.2 * x + 4 * x * (1 - x), axes=axes, kind="b.safetensors", **options)
 
 
@@ -36,7 +39,7 @@ def test_rows_are_those_of_the_formula():
     rim = (np.abs(x) == 1) | (np.abs(y) == 1)
     assert found["NLL"][1:3] == pytest.approx((mean[10, 10], STDERR))
     accuracy = result.accuracy[:, 10, 10]
-    stderr = np.sqrt(accuracy * (1 - accuracy) / (IMAGES - 1)).mean()
+    stderr = np.sqrt(accuracy * (1 - accuracy) / IMAGES).mean()
     assert found["accuracy"][1:3] == pytest.approx((accuracy.mean(), stderr))
     right = [0.9 * np.exp(-0.4 * bowl(f, 0, 0)) for f in range(3)]  # of one bin with the confidence 0.83
     assert found["ECE"][1] == pytest.approx(np.abs(np.array(right) - 0.83).mean())
@@ -67,6 +70,38 @@ def test_the_barriers_error_is_that_of_the_points_it_is_made_of():
     assert found["barrier"][1:3] == pytest.approx((1.0, 2 * STDERR))
     assert "at x = 0.5" in found["barrier"].remark
     assert not any("rise" in name for name in found)  # the way to another checkpoint has no rim
+
+
+def test_the_accuracys_error_is_that_of_the_charts_and_of_the_evaluation():
+    result = surface(frames=3)
+    one = Metrics(*(getattr(result, name)[0, 10, 10] for name in SUMS))
+    assert error_over_images(result, "accuracy", 0)[10, 10] == pytest.approx(one.accuracy_stderr, rel=1e-12)
+    assert named(result)["accuracy"].error == error_over_images(result, "accuracy")[10, 10]
+
+
+def test_a_barrier_that_the_grid_cannot_show_says_what_it_needs():
+    line = Config(points=(5,), span=(0.3,), one_dimensional=True, direction_x="b.safetensors").axes()
+    row = named(surface(lambda f, x, y: 1 + 0 * x, axes=line, kind="b.safetensors"))["barrier"]
+    assert math.isnan(row.value) and row.remark == "needs x = 0 and x = 1 on the grid; leave out --span"
+    assert "barrier" not in named(surface()) and named(interpolation())["barrier"].remark.startswith("at x = 0.5")
+
+
+def test_recomputed_batchnorm_is_said_where_it_happens():
+    """By default along a checkpoint; where it is asked for and impossible, it is refused."""
+    result = interpolation()
+    recomputed = dataclasses.replace(result, arithmetic="float32, as it is, BatchNorm recomputed")
+    asked = dataclasses.asdict(Config(bn="recompute"))
+    for each, told in ((recomputed.of(Config(), result.subject), True), (result.of(asked, result.subject), False)):
+        assert ("BatchNorm recomputed" in heading(each)) == told
+        for name in ("NLL", "accuracy", "ECE"):
+            assert named(each)[name].remark.endswith(", BatchNorm recomputed") == told
+    subject = Subject(mlp(), [(torch.randn(4, 6), torch.zeros(4, dtype=torch.long))], mode="train")
+    with pytest.raises(InputError, match="leave out --bn recompute"):
+        landscape.compute(subject, Config(points=(3,), bn="recompute"))
+
+
+def test_stored_axes_that_begin_at_minus_zero_begin_at_zero():
+    assert heading(interpolation(x=-np.linspace(0.0, -1.0, 5))).endswith("x from 0 to 1")
 
 
 def test_unfinished_points_are_counted():
@@ -123,6 +158,13 @@ def test_an_eigenvalues_residual_is_a_bound_and_no_standard_error():
     assert [(each.name, each.value, each.error, each.bound) for each in found] == [
         ("eigenvalue 2 along an axis", 7.0, None, 0.25)
     ]
+
+
+def test_a_residual_is_called_so():
+    result = surface()
+    info = dataclasses.replace(result.info_x, kind="eigen:1", eigenvalue=31.55, residual=0.0123)
+    remark = named(dataclasses.replace(result, info_x=info))["direction x"].remark
+    assert "eigenvalue 31.55, residual 0.01" in remark and "±" not in remark
 
 
 def test_the_comparison_prints_and_draws_and_writes_no_animation(tmp_path, capsys):

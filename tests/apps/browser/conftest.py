@@ -10,7 +10,7 @@ from pathlib import Path
 import browsing
 import pytest
 
-SHIPPED = Path("/tmp/x5/root/shipped")
+SHIPPED = browsing.CHECKOUT / "data_cache" / "results" / "shipped"
 
 
 @pytest.fixture(scope="module")  # a browser's event loop must not outlive these tests

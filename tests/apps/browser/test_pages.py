@@ -34,9 +34,11 @@ def test_each_page_opens_and_draws(site, context, pictures, window):
         whole(page, pictures / f"{name.lower().replace(' ', '_')}_{window}.png")
 
 
-@pytest.mark.parametrize("name", NAMES[1:7])
+@pytest.mark.parametrize("name", ["Fourier", "Robustness", "Hessian"])
 def test_each_tab_of_a_page_draws(site, page, pictures, name):
     opened(page, f"{site.url}/{name.lower()}")
-    for place, tab in enumerate(page.get_by_role("tab").all_inner_texts()):
+    tabs = page.get_by_role("tab").all_inner_texts()
+    assert len(tabs) > 2
+    for place, tab in enumerate(tabs):
         turn_to(page, tab)
         whole(page, pictures / f"{name.lower()}_tab_{place}.png")

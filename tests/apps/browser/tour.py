@@ -51,7 +51,8 @@ class Tour:
     def write(self, path: Path) -> None:
         """The animation; what does not change from one picture to the next takes no room."""
         first, *others = [
-            picture.quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for picture in self.pictures
+            picture.quantize(255, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+            for picture in self.pictures
         ]
         first.save(path, save_all=True, append_images=others, duration=self.times, loop=0, optimize=True)
 
