@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 LINES = "#9aa0ab"
 """Of the box; told from light and dark backgrounds."""
 ACROSS = 4
+"""Models beside each other; further ones go below."""
 DISTANCES = (2.0, 2.15, 2.9)
 """Of the camera, with one, two and three models side by side, so that no corner is cut off."""
-"""Models beside each other; further ones go below."""
 ROUNDS, PAUSE = 20, 500
 """How often all passes are played, and milliseconds for each."""
 
@@ -169,10 +169,12 @@ def _scene(result: Result, metric: Metric, shared: Palette, beside: int) -> dict
         "nticks": 5, "tickfont": {"size": 10},
     }  # fmt: skip
     low, high, _ = shared.limits
+    # in narrow panels they would be cut off; the colour bar says the same
+    heights = {"title": LABELS[metric] if beside == 1 else "", "showticklabels": beside < 3}
     return {
         "xaxis": {**axis, "title": "x", "range": _ends(result.x)},
         "yaxis": {**axis, "title": "y", "range": _ends(result.y)},
-        "zaxis": {**axis, "title": LABELS[metric], "range": [low, high]},
+        "zaxis": {**axis, **heights, "range": [low, high]},
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": HEIGHT},
         "camera": {"eye": dict(zip("xyz", eye.tolist(), strict=True)), "center": {"x": 0, "y": 0, "z": -0.12}},
