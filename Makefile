@@ -33,8 +33,8 @@ ext: $(STAMP)
 test: ext
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
-# the explorer in a real browser; the same tests are part of `make test`, which skips them without one
-browser: $(STAMP)
+# the explorer in a real browser; `make test` leaves these tests out
+browser: ext
 	.ci/chromium
 	OMP_NUM_THREADS=1 LANDSCOPE_BROWSER=require $(BIN)/python -m pytest tests/apps/browser
 

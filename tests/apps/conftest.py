@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,11 @@ def runs(made, tmp_path) -> Path:
     folder = tmp_path / "runs"
     shutil.copytree(made, folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def main_module() -> Iterator[None]:
+    """Streamlit takes the place of the main module, which processes that are started later would look for."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before

@@ -104,7 +104,7 @@ MISTAKES = {
     "hessian_bits": ("1", "bits must be different whole numbers from 2 to 16"),
     "robustness_sigmas": ("a", "Sigmas takes numbers with spaces between, not 'a'."),
     "robustness_corruptions": ("smog", "there is no corruption 'smog'"),
-    "landscape_span": ("-1", "span must be a number above 0, not -1."),
+    "landscape_span": ("-1", "span along x must be a number above 0, not -1."),
 }
 
 
