@@ -10,7 +10,8 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,7 +46,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Run:
-    """A run file as it was when it was listed."""
+    """A run file as it was when it was listed; what is in it is read once it is asked for."""
 
     key: str
     """Path below the root with slashes, such as "shipped/resnet_dnn_18.h5"; unique."""
@@ -56,12 +57,25 @@ class Run:
     """Seconds since 1970."""
     size: int
     """Bytes."""
-    analyses: Mapping[str, Analysis] = field(default_factory=dict, hash=False)
-    """By name, in the order in which they are run."""
-    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Of the file as a whole: model, data, versions, times."""
-    problem: str = ""
-    """One sentence if the file can't be read."""
+
+    @property
+    def analyses(self) -> Mapping[str, Analysis]:
+        """By name, in the order in which they are run."""
+        return self._contents[0]
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Of the file as a whole: model, data, versions, times."""
+        return self._contents[1]
+
+    @property
+    def problem(self) -> str:
+        """One sentence if the file can't be read."""
+        return self._contents[2]
+
+    @cached_property
+    def _contents(self) -> tuple[Mapping[str, Analysis], Mapping[str, Any], str]:
+        return _read_contents(self.path, self.key)
 
 
 class KeyNumber(NamedTuple):
@@ -105,14 +119,14 @@ def shipped_folder() -> Path | None:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """All run files below a folder, by key; never raises for a bad one, which says its problem.
+    """All run files below a folder, by key, none of them opened; a bad one will say its problem.
 
     Hidden files, links that lead out of the folder, and pipes and the like are left out. Below the default folder of
     results the shipped ones are listed too, wherever `$LANDSCOPE_CACHE` has put it.
     """
     found = _files(root)
     return [
-        Run(key, path, name, status.st_mtime, status.st_size, *_read_contents(path, key))
+        Run(key, path, name, status.st_mtime, status.st_size)
         for (key, (path, status)), name in zip(found.items(), _names(list(found)), strict=True)
     ]
 
@@ -151,14 +165,24 @@ def key_numbers(run: Run) -> dict[str, KeyNumber]:
 
 
 class Numbers:
-    """The key numbers of many runs: those that take long come later, in a thread of their own."""
+    """What many runs hold and their key numbers: those that take long come later.
 
-    def __init__(self, runs: Sequence[Run], seconds: float = 0.5):
+    Args:
+        runs: Those that matter most come first.
+        seconds: How long to read now.
+    """
+
+    _one_reads = threading.Lock()
+
+    def __init__(self, runs: Sequence[Run], seconds: float = 0.3):
         deadline = time.monotonic() + seconds
         self._found: dict[str, dict[str, KeyNumber]] = {}
-        self._left = list(runs)
+        self._left = list(dict.fromkeys(runs))
         while self._left and time.monotonic() < deadline:
             self._read()
+
+    def go_on(self) -> None:
+        """Read the others in a thread of its own."""
         if self._left:
             threading.Thread(target=self._read_all, daemon=True).start()
 
@@ -168,17 +192,18 @@ class Numbers:
         self._left.pop(0)
 
     def _read_all(self) -> None:
-        while self._left:
-            self._read()
+        with self._one_reads:  # a second thread finds what the first has read
+            while self._left:
+                self._read()
 
     @property
     def left(self) -> int:
         """How many runs are still to be read."""
         return len(self._left)
 
-    def of(self, run: Run) -> dict[str, KeyNumber]:
-        """Key numbers of a run; empty if they are still to be read."""
-        return self._found.get(run.key, {})
+    def of(self, run: Run) -> dict[str, KeyNumber] | None:
+        """Key numbers of a run; None if it is still to be read."""
+        return self._found.get(run.key)
 
 
 def _names(keys: Sequence[str]) -> list[str]:

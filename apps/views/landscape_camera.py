@@ -14,11 +14,19 @@ if (!window.landscopeCameras) {
     name => chart._fullLayout[name]._scene?.glplot && chart.layout[name]);
   const place = (chart, name) =>
     `${chart.closest('[class*="st-key-"]')?.className.match(/st-key-\\S+/)} ${name}`;
-  const keep = event => {
-    const chart = event.target.closest?.('.js-plotly-plot');
-    if (layouts.get(chart) !== chart?.layout) return;
-    for (const name of scenes(chart))
-      cameras[place(chart, name)] = chart.layout[name].camera = chart._fullLayout[name]._scene.getCamera();
+  let turned, until = 0;  // a camera glides on after the hand has left it
+  const touch = event => {
+    turned = event.target.closest?.('.js-plotly-plot');
+    until = Date.now() + 2000;
+    keep();
+  };
+  const keep = () => {
+    if (!turned || layouts.get(turned) !== turned.layout) return;
+    for (const name of scenes(turned)) {
+      const camera = turned._fullLayout[name]._scene.getCamera(), key = place(turned, name);
+      if (JSON.stringify(camera) !== JSON.stringify(cameras[key])) until = Date.now() + 2000;
+      cameras[key] = turned.layout[name].camera = camera;
+    }
   };
   const restore = () => {
     for (const chart of document.querySelectorAll('.js-plotly-plot')) {
@@ -33,8 +41,8 @@ if (!window.landscopeCameras) {
     }
   };
   for (const kind of ['mousemove', 'mouseup', 'wheel', 'touchmove', 'touchend'])
-    document.addEventListener(kind, keep, {passive: true});
-  setInterval(restore, 200);
+    document.addEventListener(kind, touch, {passive: true});
+  setInterval(() => { if (Date.now() < until) keep(); restore(); }, 100);
 }
 </script>"""
 

@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 KEY = "runs_table"
 PANELS = {"accuracy": "accuracy", "nll": "NLL / nat", "eigenvalue": "largest λ / nat", "trace": "trace / nat"}
 """Key numbers, and what charts call them."""
+READ = ("accuracy", "NLL", "eigenvalue", "trace", "analyses", "model", "data", "time")
+"""Columns of what is in the files."""
 
 
 def show(context: Context) -> None:
     """The table of run files, in step with the picker, and what can't be read."""
-    good = [run for run in context.runs if not run.problem]
+    numbers = Numbers([*context.chosen, *context.runs])
+    broken = [run for run in context.runs if numbers.of(run) is not None and run.problem]
+    good = [run for run in context.runs if run not in broken]
     if good:
         st.caption(
             "Tick rows to choose what all pages show; click a heading to sort. Accuracy and NLL are of the images of "
             "the robustness analysis, curvature of those of the Hessian's."
         )
-        numbers = Numbers(good)
+        if numbers.left:
+            _filled_in(numbers)
         _table(good, context.chosen, numbers)
-        drawn = at_a_glance(context.chosen, [numbers.of(run) for run in context.chosen])
+        drawn = at_a_glance(context.chosen, [numbers.of(run) or {} for run in context.chosen])
         if drawn is not None:
             show_chart(drawn, [], "runs_glance", note="Bars: standard errors, and the eigenvalue's residual.")
     elif not context.runs:
@@ -39,10 +44,10 @@ def show(context: Context) -> None:
             f"There are no run files below {escape(context.root)} yet. Start one under *New run*, or with "
             "`python -m analyze --ckpt resnet_mcdo_smoothing_18`."
         )
-    broken = [run for run in context.runs if run.problem]
     if broken:
         st.subheader("Files that can't be read", anchor=False)
         st.markdown("\n".join(f"- {escape(run.problem)}" for run in broken))
+    numbers.go_on()
 
 
 def _table(runs: Sequence[Run], chosen: Sequence[Run], numbers: Numbers) -> None:
@@ -51,8 +56,6 @@ def _table(runs: Sequence[Run], chosen: Sequence[Run], numbers: Numbers) -> None
     # the picker is the one truth: the table shows it, and changes it when rows are ticked
     st.session_state[KEY] = {"selection": {"rows": rows, "columns": [], "cells": []}}
     number = st.column_config.NumberColumn
-    if numbers.left:
-        _filled_in(numbers)
     st.dataframe(
         [row(run, numbers.of(run)) for run in runs],
         key=KEY,
@@ -76,14 +79,17 @@ def _table(runs: Sequence[Run], chosen: Sequence[Run], numbers: Numbers) -> None
 
 @st.fragment(run_every=1)
 def _filled_in(numbers: Numbers) -> None:
-    """Say how many files' numbers are still to be read, and draw the page anew when all are."""
+    """Say how many files are still to be read, and draw the page anew when all are."""
     if not numbers.left:
         st.rerun()
-    st.caption(f"Reading numbers: {numbers.left} of the files to go.")
+    st.caption(f"Reading the files: {numbers.left} to go.")
 
 
-def row(run: Run, numbers: Mapping[str, KeyNumber]) -> dict[str, Any]:
-    """A run file and its key numbers as the table shows them."""
+def row(run: Run, numbers: Mapping[str, KeyNumber] | None) -> dict[str, Any]:
+    """A run file and its key numbers as the table shows them; without numbers what is known of an unread file."""
+    told = {"written": datetime.fromtimestamp(run.modified), "size": run.size / 1e6}
+    if numbers is None:
+        return {"run": run.name, **dict.fromkeys(READ), **told}
     value = {name: each.value for name, each in numbers.items()}
     seconds = [each.seconds for each in run.analyses.values() if each.seconds == each.seconds]
     return {
@@ -97,8 +103,7 @@ def row(run: Run, numbers: Mapping[str, KeyNumber]) -> dict[str, Any]:
         "model": str(run.attributes.get("model", "")),
         "data": ", ".join(data_sets(run)),
         "time": sum(seconds) / 60 if seconds else None,
-        "written": datetime.fromtimestamp(run.modified),
-        "size": run.size / 1e6,
+        **told,
     }
 
 

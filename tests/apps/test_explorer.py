@@ -1,246 +1,59 @@
-"""The frame: which runs and pages there are, and how the app is started."""
+"""The server's side of the explorer."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from run_files import WITH, WITHOUT, empty, half_written, renamed, truncated
-from streamlit.testing.v1 import AppTest
+from streamlit.web.server.app_discovery import discover_asgi_app
 
-from analyze import analyses
-from apps import explorer, library
-from apps.__main__ import SAFE, command_line
-from apps.context import Context
-from apps.readme import section
+from apps.explorer import HINTED, SCRIPTS, EarlyHints
 
 CHECKOUT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def opened(monkeypatch):
-    """The app over a folder, at the URL's parameters."""
+def headers_of(scope: dict, kind: bytes) -> dict[bytes, bytes]:
+    """Of an answer of this kind that went through `EarlyHints`."""
+    sent = []
 
-    def run(root, **parameters) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["explorer.py", f"--root={root}"])
-        app = AppTest.from_file(str(CHECKOUT / "apps" / "explorer.py"), default_timeout=60)
-        for name, values in parameters.items():
-            app.query_params[name] = values
-        app.run()
-        assert not app.exception
-        return app
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", kind)]})
+        await send({"type": "http.response.body", "body": b"x"})
 
-    return run
+    async def send(message):
+        sent.append(message)
 
-
-def picked(app: AppTest) -> list[str]:
-    return app.sidebar.multiselect[0].value
+    asyncio.run(EarlyHints(answer)(scope, None, send))
+    assert sent[1] == {"type": "http.response.body", "body": b"x"}
+    return dict(sent[0]["headers"])
 
 
-def test_url_chooses_the_runs(runs, opened):
-    app = opened(runs, run=[WITH])
-    assert picked(app) == [f"{WITH}.h5"] and not app.warning and not app.error
-    assert app.sidebar.multiselect[0].options == [WITH, WITHOUT]
-    assert picked(opened(runs, run=[WITHOUT, WITH])) == [f"{WITHOUT}.h5", f"{WITH}.h5"]
+def test_streamlit_finds_the_app_and_its_script():
+    assert discover_asgi_app(CHECKOUT / "apps" / "explorer.py").import_string == "explorer:app"
 
 
-def test_first_visit_shows_something_and_says_it_in_the_url(runs, opened):
-    app = opened(runs)
-    assert picked(app) == [f"{WITH}.h5", f"{WITHOUT}.h5"]
-    assert app.query_params["run"] == [WITH, WITHOUT]
-    assert app.subheader[0].value == "Runs"
+def test_pages_name_the_scripts_that_will_be_needed():
+    link = headers_of({"type": "http"}, b"text/html; charset=utf-8")[b"link"].decode()
+    named = [part.split(">")[0].removeprefix("</static/js/") for part in link.split(", ")]
+    assert len(named) == len(HINTED) and all((SCRIPTS / name).is_file() for name in named)
+    assert link.count("; rel=modulepreload") == len(HINTED)
 
 
-def test_url_may_call_runs_by_their_keys_and_names_of_gone_ones_are_told(runs, opened):
-    app = opened(runs, run=[f"{WITHOUT}.h5", "<b>gone"])
-    assert picked(app) == [f"{WITHOUT}.h5"]
-    assert app.query_params["run"] == WITHOUT
-    assert "\\<b\\>gone" in app.warning[0].value
+@pytest.mark.parametrize(
+    ("scope", "kind"), [({"type": "http"}, b"application/javascript"), ({"type": "websocket"}, b"text/html")]
+)
+def test_nothing_else_names_them(scope, kind):
+    assert b"link" not in headers_of(scope, kind)
 
 
-def test_picker_is_followed(runs, opened):
-    app = opened(runs, run=[WITH])
-    app.sidebar.multiselect[0].select(f"{WITHOUT}.h5").run()
-    assert picked(app) == [f"{WITH}.h5", f"{WITHOUT}.h5"] and not app.exception
-    app.sidebar.multiselect[0].set_value([]).run()
-    assert picked(app) == [] and not app.exception
-
-
-def test_shipped_runs_come_first_on_a_first_visit(runs):
-    (runs / "shipped").mkdir()
-    for name in ("resnet_mcdo_smoothing_18", "resnet_dnn_18", "resnet_other"):
-        (runs / "shipped" / f"{name}.h5").write_bytes((runs / f"{WITH}.h5").read_bytes())
-    listed = library.list_runs(runs)
-    assert [run.name for run in explorer.first_runs(listed)] == ["resnet_dnn_18", "resnet_mcdo_smoothing_18"]
-
-
-def test_first_choice_without_shipped_runs_is_what_holds_most(runs):
-    for place in range(3):
-        half_written(runs / f"{WITH}.h5", runs / f"half{place}.h5")
-    empty(runs / "empty.h5")
-    chosen = explorer.first_runs(library.list_runs(runs))
-    assert {WITH, WITHOUT} < {run.name for run in chosen} and len(chosen) == 3
-    assert explorer.first_runs([]) == []
-
-
-def test_broken_file_that_is_chosen_is_a_sentence(runs, opened):
-    truncated(runs / f"{WITH}.h5", runs / "cut.h5")
-    app = opened(runs, run=["cut", WITH])
-    assert len(app.error) == 1 and "cut\\.h5 can\\'t be read" in app.error[0].value
-
-
-def test_root_that_is_no_folder_is_one_sentence(runs, opened):
-    for root in (runs / "nothing", runs / f"{WITH}.h5"):
-        app = opened(root)
-        assert len(app.error) == 1 and "is not a folder" in app.error[0].value and not app.multiselect
-
-
-def test_empty_folder_is_no_error(tmp_path, opened):
-    app = opened(tmp_path)
-    assert not app.error and app.info and picked(app) == []
-
-
-def test_new_file_is_seen_at_the_next_look(runs, opened):
-    app = opened(runs, run=[WITH])
-    half_written(runs / f"{WITH}.h5", runs / "a_new_one.h5")
-    app.run()
-    assert app.sidebar.multiselect[0].options == ["a_new_one", WITH, WITHOUT]
-    assert picked(app) == [f"{WITH}.h5"]
-    (runs / f"{WITH}.h5").unlink()
-    app.run()
-    assert not app.exception and f"{WITH}.h5" not in picked(app)
-
-
-def context(runs: Path, *names: str) -> Context:
-    listed = library.list_runs(runs)
-    return Context(runs, listed, [library.find(listed, name) for name in names])
-
-
-def test_each_page_says_of_how_many_images(runs):
-    half_written(runs / f"{WITH}.h5", runs / "half.h5")
-    renamed(runs / f"{WITH}.h5", runs / "other.h5", "x")
-    told = {
-        (WITH,): "Of 12 images of fashion_mnist:test.",
-        (WITH, WITHOUT): "Of 12 images of fashion_mnist:test.",
-        (WITH, "half"): "Of 12 images of fashion_mnist:test. Not complete yet: half.",
-        (WITH, "other"): f"Of 12 images of fashion_mnist:test ({WITH}); 12 images of x (other).",
-    }
-    assert {names: context(runs, *names).images("variance") for names in told} == told
-
-
-def page(root, name, *chosen):
-    from pathlib import Path
-
-    from apps import explorer
-    from apps.context import Context
-    from apps.library import find, list_runs
-
-    runs = list_runs(Path(root))
-    explorer.show_page(name, Context(Path(root), runs, [find(runs, each) for each in chosen]))
-
-
-def shown(root, name, *chosen) -> AppTest:
-    app = AppTest.from_function(page, args=(str(root), name, *chosen), default_timeout=120).run()
-    assert not app.exception
-    return app
-
-
-@pytest.mark.parametrize("name", ["runs", *analyses(), "compare"])
-def test_each_page_is_drawn_without_a_complaint(runs, name):
-    app = shown(runs, name, WITH, WITHOUT)
-    assert not app.error and app.subheader[0].value == name.capitalize()
-    if name in analyses():
-        assert "12 images" in app.caption[0].value
-
-
-@pytest.mark.parametrize("name", analyses())
-def test_page_of_what_no_chosen_run_holds_says_so(runs, name):
-    app = shown(runs, name)
-    assert len(app.info) == 1 and f"python -m analyze.{name}" in app.info[0].value and not app.error
-
-
-def test_page_that_fails_is_a_sentence(runs, monkeypatch):
-    from apps.views import runs as view
-
-    def fail(context):
-        raise ValueError("<b>this</b> happened\nand more")
-
-    monkeypatch.setattr(view, "show", fail)
-    app = shown(runs, "runs")
-    assert len(app.error) == 1 and "\\<b\\>this" in app.error[0].value and "and more" not in app.error[0].value
-
-
-def test_readme_has_a_section_for_each_analysis():
-    sections = [section(f"python -m analyze.{name}") for name in analyses()]
-    assert all(text.startswith("#### ") and len(text) > 200 for text in sections)
-    assert len(set(sections)) == len(sections)
-    assert not any("![" in text for text in sections)
-    assert section("python -m nothing") == ""
-
-
-def test_command_becomes_streamlit_with_all_that_keeps_it_safe():
-    command = command_line(["--root", "a b; rm", "--port", "9000", "--no-browser"])
-    assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
-    assert command[-2:] == ["--", "--root=a b; rm"]
-    flags = {"--server.port=9000", "--server.headless=true", "--server.address=127.0.0.1"}
-    flags |= {"--server.enableXsrfProtection=true", "--server.enableStaticServing=false"}
-    assert flags | {"--browser.gatherUsageStats=false"} <= set(command)
-    assert "--" not in command_line([])
-
-
-def test_checkouts_settings_are_those_of_the_command():
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
-    settings = tomllib.loads((CHECKOUT / ".streamlit" / "config.toml").read_text())
-
-    def flat(table: dict, prefix: str = "") -> dict[str, str]:
-        found = {}
-        for key, value in table.items():
-            name = f"{prefix}{key}"
-            found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: str(value)}
-        return found
-
-    assert {key: value.lower() for key, value in flat(settings).items()} == {
-        key: value.lower() for key, value in SAFE.items()
-    }
-
-
-@pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"], ["--nothing"]])
-def test_wrong_options_are_refused(arguments):
-    with pytest.raises(SystemExit) as raised:
-        command_line(arguments)
-    assert raised.value.code == 2
-
-
-def test_help_takes_less_than_a_second_of_work():
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = subprocess.run([sys.executable, "-m", "apps", "--help"], capture_output=True, text=True, cwd=CHECKOUT)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert told.returncode == 0 and "--root" in told.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-
-
-def test_app_loads_no_torch(runs):
+def test_warm_up_loads_what_the_first_page_needs_and_no_torch():
     code = (
-        "import sys, importlib, pkgutil, apps.explorer, apps.views\n"
-        "for view in pkgutil.iter_modules(apps.views.__path__): importlib.import_module(f'apps.views.{view.name}')\n"
-        f"runs = apps.library.list_runs(__import__('pathlib').Path({str(runs)!r}))\n"
-        "for run in runs:\n"
-        "    for name in run.analyses: apps.library.load(run, name)\n"
+        "import sys\nfrom apps import warm_up\nwarm_up.wait()\nassert 'pandas' not in sys.modules\n"
+        "warm_up.start()\nwarm_up.wait()\nwarm_up.wait()\n"
+        "assert {'pandas', 'pyarrow', 'apps.views.runs', 'plotly.graph_objs'} <= set(sys.modules)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT)
-
-
-def test_many_files_are_listed_at_once_when_they_are_known(runs):
-    content = (runs / f"{WITH}.h5").read_bytes()
-    for place in range(30):
-        (runs / f"run_{place}.h5").write_bytes(content)
-    library.list_runs(runs)
-    began = time.thread_time()
-    assert len(library.list_runs(runs)) == 32
-    assert time.thread_time() - began < 0.1

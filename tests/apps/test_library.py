@@ -162,6 +162,8 @@ def test_loaded_numbers_are_those_of_the_file(runs):
 def test_numbers_that_take_long_come_later(runs):
     listed = library.list_runs(runs)
     numbers = library.Numbers(listed, seconds=0)
+    assert numbers.left == len(listed) and numbers.of(listed[0]) is None
+    numbers.go_on()
     deadline = time.monotonic() + 20
     while numbers.left and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -130,12 +130,13 @@ def test_numbers_that_are_still_to_be_read_are_announced_and_then_come(runs, mon
         left = property(lambda self: self.delays[0])
 
         def of(self, run):
-            return {} if self.delays[0] else super().of(run)
+            return None if self.delays[0] else super().of(run)
 
     monkeypatch.setattr(view, "Numbers", Slow)
     app = shown(runs)
-    assert any("2 of the files to go" in caption.value for caption in app.caption)
-    assert app.dataframe[0].value["accuracy"].isna().all()
+    assert any("2 to go" in caption.value for caption in app.caption)
+    table = app.dataframe[0].value
+    assert table["accuracy"].isna().all() and table["analyses"].isna().all() and table["size"].notna().all()
     Slow.delays.pop(0)
     app.run()
     assert not any("to go" in caption.value for caption in app.caption)

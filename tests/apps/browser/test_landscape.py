@@ -9,6 +9,9 @@ SCENE = "[...document.querySelectorAll('.js-plotly-plot')].find(chart => chart._
 CAMERA = (
     f"() => ['eye', 'center', 'up'].flatMap(name => Object.values({SCENE}._fullLayout.scene._scene.getCamera()[name]))"
 )
+PICTURES = """async count => {
+  while (count--) await new Promise(done => requestAnimationFrame(done));
+}"""
 HEIGHTS = f"() => {SCENE}._fullData.filter(t => t.type === 'surface').map(t => [...t.z].map(row => [...row]))"
 
 
@@ -28,9 +31,10 @@ def turn(page):
     page.mouse.move(x + 90, y + 30, steps=4)
     page.mouse.up()
     page.wait_for_function(f"before => JSON.stringify(({CAMERA})()) !== JSON.stringify(before)", arg=before)
-    while (now := page.evaluate(CAMERA)) != before:  # it glides to a stop
+    while (now := page.evaluate(CAMERA)) != before:  # it glides to a stop, a picture at a time
         before = now
-        page.wait_for_timeout(500)
+        page.evaluate(PICTURES, 10)
+        page.wait_for_timeout(1000)
     return pytest.approx(now)
 
 
@@ -51,6 +55,7 @@ def test_another_setting_leaves_the_camera(landscape):
     landscape.get_by_test_id("stMain").get_by_text("Accuracy", exact=True).first.click()
     landscape.wait_for_function(f"before => JSON.stringify(({HEIGHTS})()) !== JSON.stringify(before)", arg=before)
     opened(landscape)
+    landscape.evaluate(PICTURES, 10)
     assert landscape.evaluate(CAMERA) == camera
 
 
