@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 ORDER = ("#4169e1", "#8f5bd6", "#d1479b", "#ee7340", "#dfa21c")
 """From first to last: colours of lines that have an order, such as layers, readable on light and dark ground."""
 
-NEUTRAL = "#888888"
-"""Of marks that belong to no model."""
-
 _MOST_COLUMNS = 4
 
 

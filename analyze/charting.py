@@ -22,6 +22,8 @@ ResultType = TypeVar("ResultType", bound=AnalysisResult)
 
 DRAWING = "drawing"
 """`meta` of traces without numbers of their own, such as bands, marks and a colour bar: not in tables."""
+NEUTRAL = "#808495"
+"""Colour of what belongs to no model; told from light and dark backgrounds."""
 
 
 class Drawn(NamedTuple, Generic[ResultType]):

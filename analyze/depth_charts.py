@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from analyze.by_depth import places
-from analyze.chart_parts import NEUTRAL, finite
-from analyze.charting import Drawn, new_chart, text
+from analyze.chart_parts import finite
+from analyze.charting import NEUTRAL, Drawn, new_chart, text
 from analyze.layered import LayeredResult, measured
 
 if TYPE_CHECKING:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import streamlit
 from starlette.middleware import Middleware
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
 from streamlit.starlette import App
 
 from apps import warm_up
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SCRIPTS = Path(streamlit.__file__).parent / "static" / "static" / "js"
@@ -50,4 +53,14 @@ async def _lifespan(_: App) -> AsyncIterator[None]:
     yield
 
 
-app = App(Path(__file__).with_name("router.py"), lifespan=_lifespan, middleware=[Middleware(EarlyHints)])
+async def _first_page(request: Request) -> RedirectResponse:
+    """The first page has no name in addresses; whoever gives it one gets there too."""
+    return RedirectResponse(f"/?{request.url.query}")
+
+
+app = App(
+    Path(__file__).with_name("router.py"),
+    lifespan=_lifespan,
+    middleware=[Middleware(EarlyHints)],
+    routes=[Route("/runs", _first_page)],
+)

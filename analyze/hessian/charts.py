@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from analyze.charting import Drawn, faded, new_chart, text
+from analyze.charting import NEUTRAL, Drawn, faded, new_chart, text
 from analyze.hessian.figures import _smoothed
 from analyze.hessian.kernel import kernel_density
 from analyze.hessian.spec import Density, Result
@@ -15,8 +15,6 @@ from analyze.hessian.spec import Density, Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-GREY = "#808495"
-"""Of lines that belong to no model; told from light and dark backgrounds."""
 NOT_CONVERGED = "NOT CONVERGED"
 EIGENVALUE = "eigenvalue of the Hessian of the loss (nats)"
 
@@ -48,7 +46,7 @@ def spectrum(drawn: Sequence[Drawn[Result]], width: float = 1.0) -> go.Figure:
         _extremes(figure, each, place, len(extreme), row=len(heights), legend=each.result.density is None)
     if extreme:
         figure.update_yaxes(title="rank", autorange="reversed", dtick=1, row=len(heights))
-    figure.add_vline(0, line={"color": GREY, "width": 1})
+    figure.add_vline(0, line={"color": NEUTRAL, "width": 1})
     figure.update_xaxes(title=EIGENVALUE, row=max(1, len(heights)))
     return figure
 

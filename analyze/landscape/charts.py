@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.charting import DRAWING, Drawn, new_chart, text
+from analyze.charting import DRAWING, NEUTRAL, Drawn, new_chart, text
 from analyze.landscape.contours import _told
 from analyze.landscape.figures import _coarse, _crosses, _outside
 from analyze.landscape.panel import Palette, Panel, best_of, best_point, palette
@@ -216,7 +216,7 @@ def _controls(figure: go.Figure, names: Sequence[str], active: int) -> None:
         mode = {"mode": "immediate", "fromcurrent": False, "transition": {"duration": 0}}
         return {"method": "animate", "args": [frames, {**mode, "frame": {"duration": duration, "redraw": True}}]}
 
-    muted = {"color": "#808495", "size": 12}
+    muted = {"color": NEUTRAL, "size": 12}
     figure.update_layout(
         updatemenus=[
             {
@@ -233,7 +233,7 @@ def _controls(figure: go.Figure, names: Sequence[str], active: int) -> None:
             {
                 "active": active, "x": 0, "len": 1, "y": 0, "pad": {"l": 170, "t": 50}, "font": muted, "ticklen": 4,
                 "currentvalue": {"prefix": "MC pass: ", "font": muted}, "bordercolor": "rgba(128,128,128,0.4)",
-                "bgcolor": "rgba(128,128,128,0.25)", "activebgcolor": "#808495",
+                "bgcolor": "rgba(128,128,128,0.25)", "activebgcolor": NEUTRAL,
                 "steps": [{"label": name, **show([name], 0)} for name in names],
             }
         ],

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.charting import DRAWING, Drawn, faded, new_chart, text
+from analyze.charting import DRAWING, NEUTRAL, Drawn, faded, new_chart, text
 from analyze.landscape.scene import RED
 from analyze.landscape.shown import LABELS, axis_label, error_over_images, mean_over_frames, one_frame
 from analyze.landscape.spec import DONE, NOT_FINITE, Metric, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-GREY = "#808495"
-"""Of lines that belong to no model; told from light and dark backgrounds."""
 
 
 def values_of(result: Result, metric: Metric, place: int | None = None) -> np.ndarray:
@@ -89,7 +86,7 @@ def slices(
         figure.update_xaxes(title=f"x, at y = {at_y:.4g}", col=1)
         figure.update_xaxes(title=f"y, at x = {at_x:.4g}", col=2)
         for panel, at in ((1, at_x), (2, at_y)):
-            figure.add_vline(at, line={"color": GREY, "width": 1, "dash": "dot"}, col=panel)
+            figure.add_vline(at, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, col=panel)
     figure.update_yaxes(title=LABELS[metric], col=1)
     return figure
 
@@ -207,7 +204,7 @@ def reliability(
     import plotly.graph_objects as go
 
     figure = new_chart(380, 2, 1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.04)
-    diagonal = {"color": GREY, "width": 1, "dash": "dash"}
+    diagonal = {"color": NEUTRAL, "width": 1, "dash": "dash"}
     figure.add_trace(
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, hoverinfo="skip", showlegend=False, meta=DRAWING),
         row=1,

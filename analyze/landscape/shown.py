@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -248,7 +249,13 @@ def span_of(result: Result) -> str:
 def axis_label(result: Result, axis: str) -> str:
     """What a step along x or y is."""
     info = result.info_x if axis == "x" else result.info_y
-    return f"{axis}: {_direction(info)}" if info and info.kind != UNKNOWN else axis
+    return f"{axis}: {_direction(info)}{borrowed(result)}" if info and info.kind != UNKNOWN else axis
+
+
+def borrowed(result: Result) -> str:
+    """Whose the directions are, as ", of NAME", where they were taken from another run file; else nothing."""
+    source = (result.config or {}).get("same_directions")
+    return f", of {PurePath(str(source)).stem}" if source else ""
 
 
 def _direction(info: DirectionInfo) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analyze.landscape.shown import error_over_images, span_of
+from analyze.landscape.shown import borrowed, error_over_images, span_of
 from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, RECOMPUTED, TODO, UNKNOWN, DirectionInfo, Metric, Result
 from analyze.results import Quantity, Row
 
@@ -22,7 +22,7 @@ def rows(result: Result) -> list[Row]:
     elif _misses_an_end(result):
         found.append(Row("barrier", np.nan, None, "needs x = 0 and x = 1 on the grid; leave out --span"))
     found += [
-        Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}")
+        Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}{borrowed(result)}")
         for axis, info in (("x", result.info_x), ("y", result.info_y))
         if info is not None and info.kind != UNKNOWN
     ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.chart_parts import NEUTRAL, highest, in_order, label_panels, legend_above_panels, line, side_by_side
-from analyze.charting import Drawn, new_chart, text
+from analyze.chart_parts import highest, in_order, label_panels, legend_above_panels, line, side_by_side
+from analyze.charting import NEUTRAL, Drawn, new_chart, text
 from analyze.layered import measured
 from analyze.robustness.spec import FrequencyNoise, Result, band_name, noise_name, other_options
 

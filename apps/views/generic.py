@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import streamlit as st
 
 from apps.chart import figure_names, show_pictures
 from apps.context import Context, escape
+from apps.tables import show_table
 
 
 def show(context: Context, analysis: str) -> None:
@@ -16,9 +19,12 @@ def show(context: Context, analysis: str) -> None:
     for name in figure_names([each.result for each in chosen]):
         show_pictures(chosen, f"{analysis}_{name or 'figure'}", paper=name)
     for tab, each in zip(st.tabs([escape(each.name) for each in chosen]), chosen, strict=True):
-        rows = [
-            {"quantity": row.quantity, "value": float(row.value), "±": row.error, "remark": row.remark}
-            for row in each.result.rows()
-        ]
-        number = st.column_config.NumberColumn(format="%.5g")
-        tab.dataframe(rows, hide_index=True, column_config={"value": number, "±": number}, placeholder="")
+        rows = list(each.result.rows())
+        columns = {
+            "quantity": [row.quantity for row in rows],
+            "value": [float(row.value) for row in rows],
+            "±": [math.nan if row.error is None else float(row.error) for row in rows],
+            "remark": [row.remark for row in rows],
+        }
+        with tab:
+            show_table(columns, f"{analysis}_{each.run.key}")

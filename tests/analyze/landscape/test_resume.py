@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from ranks import run_ranks, torchruns_store
 
+from analyze.landscape.shown import axis_label
 from analyze.landscape.spec import DONE, TODO, Config, Result
 
 SMALL = ["--limit", "24", "--batch-size", "16", "--points", "4", "3", "--frames", "2", "--no-plot", "--quiet"]
@@ -198,7 +199,9 @@ def test_directions_that_changed_on_the_disk_are_refused(tiny_checkpoint, tmp_pa
     other, out = tmp_path / "other.h5", tmp_path / "A.h5"
     other.write_bytes(finished.read_bytes())
     arguments = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL, "--same-directions", other]
-    assert command(*arguments, name="landscape").status == 0
+    outcome = command(*arguments, name="landscape")
+    assert outcome.status == 0 and "random, norm filter, of other" in outcome.out
+    assert axis_label(Result.read(out), "x") == "x: random direction, filter norm, of other"
     np.testing.assert_array_equal(Result.read(out).nll, Result.read(finished).nll)
     with h5py.File(other, "r+") as file:
         next(iter(file["landscape/direction_x"]))

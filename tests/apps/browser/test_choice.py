@@ -53,6 +53,11 @@ def test_a_link_with_nonsense_still_opens(site, page, query):
     assert page.get_by_role("heading", name="Runs", exact=True).is_visible()
 
 
+def test_a_link_that_names_the_first_page_opens_it(site, page):
+    opened(page, f"{site.url}/runs?run=resnet_mcdo_18")
+    assert page.url == f"{site.url}/?run=resnet_mcdo_18" and not page.get_by_role("dialog").count()
+
+
 def test_a_link_to_a_page_that_the_runs_do_not_hold_still_opens(site, page):
     page.goto(f"{site.url}/no_such_analysis")
     opened(page)
