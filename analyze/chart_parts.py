@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.charting import new_chart, text
+from analyze.charting import NEUTRAL, new_chart, text
 from analyze.layered import measured
 
 if TYPE_CHECKING:

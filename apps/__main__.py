@@ -8,22 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# as in .streamlit/config.toml, which an installed copy does not have
-SAFE = {
-    "server.address": "127.0.0.1",
-    "server.enableCORS": "true",
-    "server.enableXsrfProtection": "true",
-    "server.enableStaticServing": "false",
-    "server.fileWatcherType": "none",
-    "browser.gatherUsageStats": "false",
-    "client.toolbarMode": "minimal",
-    "client.showErrorDetails": "none",
-    "client.showErrorLinks": "false",
-    "runner.magicEnabled": "false",
-    "theme.light.primaryColor": "#0072B2",
-    "theme.dark.primaryColor": "#56B4E9",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Become the process of the explorer."""
@@ -40,7 +24,8 @@ def command_line(arguments: Sequence[str] | None = None) -> list[str]:
     options = parser.parse_args(arguments)
     if not 0 < options.port < 65536:
         parser.error(f"--port must be from 1 to 65535, not {options.port}")
-    flags = SAFE | {"server.port": str(options.port), "server.headless": str(options.no_browser).lower()}
+    # what keeps it safe is in .streamlit/config.toml beside it, which overrides settings of the user's own
+    flags = {"server.port": str(options.port), "server.headless": str(options.no_browser).lower()}
     command = [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("explorer.py"))]
     command += [f"--{name}={value}" for name, value in flags.items()]
     return command + (["--", f"--root={options.root}"] if options.root else [])

@@ -88,17 +88,18 @@ class Explorer:
 
 @contextmanager
 def explorer(root: Path, *, module: bool = False) -> Iterator[Explorer]:
-    """The explorer over a folder, ready to answer: started by `streamlit run`, or as the module `apps`."""
+    """The explorer over a folder, ready to answer: by `streamlit run` in that folder, or as the module `apps`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    streamlit = ["streamlit", "run", "apps/explorer.py", "--server.headless", "true", "--server.port", port, "--"]
+    streamlit = ["streamlit", "run", str(CHECKOUT / "apps" / "explorer.py"), "--server.headless", "true"]
+    streamlit += ["--server.port", port, "--"]
     command = ["apps", "--no-browser", "--port", port] if module else streamlit
     with TemporaryFile() as output:
         started = time.time()
         process = subprocess.Popen(
             [sys.executable, "-m", *command, "--root", str(root)],
-            cwd=CHECKOUT,
+            cwd=CHECKOUT if module else root,
             env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -47,8 +47,9 @@ def test_names_in_files_are_text(strange, page, pictures, name):
     page.screenshot(path=pictures / f"hostile_{name or 'runs'}.png")
 
 
-def test_only_this_machine_is_answered(strange):
-    port = int(strange.url.rpartition(":")[2])
+@pytest.mark.parametrize("started", ["strange", "site"])
+def test_only_this_machine_is_answered(request, started):
+    port = int(request.getfixturevalue(started).url.rpartition(":")[2])
     others = {each[4][0] for each in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
     for address in others or {"127.0.0.2"}:
         with pytest.raises(OSError), socket.create_connection((address, port), timeout=2):
