@@ -54,7 +54,7 @@ def show_chart(
         key=key,
         on_select="rerun" if on_select else "ignore",
         selection_mode="points",
-        config={"displaylogo": False, "scrollZoom": False},
+        config={"displaylogo": False, "scrollZoom": False, "toImageButtonOptions": {"filename": key}},
     )
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="small"):
         st.caption(escape(note) if note else "&nbsp;", width="stretch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 import stat
@@ -127,14 +128,15 @@ def list_runs(root: Path) -> list[Run]:
     found = _files(root)
     return [
         Run(key, path, name, status.st_mtime, status.st_size)
-        for (key, (path, status)), name in zip(found.items(), _names(list(found)), strict=True)
+        for (key, (path, status)), name in zip(found.items(), _names(list(found), root.resolve().name), strict=True)
     ]
 
 
 def find(runs: Sequence[Run], name: str) -> Run | None:
-    """The run that a URL calls by its name, its key or its file's stem."""
+    """The run that a URL calls by its name, its key or its file's stem; the one nearest to the root if several are."""
+    nearest = sorted(runs, key=lambda run: run.key.count("/"))
     callings: tuple[Callable[[Run], str], ...] = (lambda run: run.name, lambda run: run.key, lambda run: run.path.stem)
-    return next((run for called in callings for run in runs if called(run) == name), None)
+    return next((run for called in callings for run in nearest if called(run) == name), None)
 
 
 def signature(root: Path) -> int:
@@ -156,11 +158,9 @@ def key_numbers(run: Run) -> dict[str, KeyNumber]:
 
     accuracy and nll are of the images of the robustness analysis, eigenvalue and trace of those of the Hessian's.
     """
-    if run.problem:
-        return {}
     try:
-        return _numbers.get(run.path, (), lambda: _read_numbers(run))
-    except (InputError, OSError):
+        return {} if run.problem else _numbers.get(run.path, (), lambda: _read_numbers(run))
+    except OSError:  # gone meanwhile
         return {}
 
 
@@ -206,13 +206,20 @@ class Numbers:
         return self._found.get(run.key)
 
 
-def _names(keys: Sequence[str]) -> list[str]:
-    """The shortest names by which all can be told apart: stems, keys without suffix, or keys."""
-    names = [Path(key).stem for key in keys]
-    for longer in ([key.rpartition(".")[0] for key in keys], keys):
-        count = Counter(names)
-        names = [full if count[name] > 1 else name for name, full in zip(names, longer, strict=True)]
-    return names
+def _names(keys: Sequence[str], root: str) -> list[str]:
+    """Short names by which all can be told apart: stems, paths without suffix from the root on, or keys.
+
+    Results that ship keep their stems, so that a link to them means the same whatever else there is.
+    """
+    stems = [Path(key).stem for key in keys]
+    longer = [(key if "/" in key else f"{root}/{key}").rpartition(".")[0] for key in keys]
+    count = Counter(stems)
+    names = [
+        stem if count[stem] == 1 or key.startswith(f"{SHIPPED}/") else long
+        for key, stem, long in zip(keys, stems, longer, strict=True)
+    ]
+    count = Counter(names)
+    return [name if count[name] == 1 else key for key, name in zip(keys, names, strict=True)]
 
 
 def _files(root: Path) -> dict[str, tuple[Path, os.stat_result]]:
@@ -295,11 +302,19 @@ def _load(run: Run, analysis: str) -> AnalysisResult:
 
 
 def _read_numbers(run: Run) -> dict[str, KeyNumber]:
+    numbers: dict[str, KeyNumber] = {}
+    try:
+        _add_numbers(numbers, run.path)
+    except Exception as error:  # a run file may hold anything; what was found until then is good
+        logging.getLogger("landscope").info("%s: no more key numbers (%s)", run.key, error)
+    return numbers
+
+
+def _add_numbers(numbers: dict[str, KeyNumber], path: Path) -> None:
     from analyze.hessian.spec import Extremes, Trace
     from analyze.robustness.spec import Clean
 
-    numbers: dict[str, KeyNumber] = {}
-    with open_run(run.path, into=("robustness/clean", "hessian/extremes", "hessian/trace")) as file:
+    with open_run(path, into=("robustness/clean", "hessian/extremes", "hessian/trace")) as file:
         if clean := file.load("robustness/clean", Clean):
             numbers["accuracy"] = KeyNumber(clean.accuracy, clean.accuracy_stderr)
             numbers["nll"] = KeyNumber(clean.nll, clean.nll_stderr)
@@ -307,7 +322,6 @@ def _read_numbers(run: Run) -> dict[str, KeyNumber]:
             numbers["eigenvalue"] = KeyNumber(float(extremes.largest[0]), float(extremes.largest_residual[0]))
         if trace := file.load("hessian/trace", Trace):
             numbers["trace"] = KeyNumber(trace.estimate, trace.stderr)
-    return numbers
 
 
 def _sentence(key: str, read: Callable[[], T]) -> T:

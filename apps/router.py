@@ -150,20 +150,20 @@ def has_view(name: str) -> bool:
 def show_page(name: str, context: Context) -> None:
     """Draw a page under its title; whatever a run file holds, what can't be drawn is a sentence."""
     st.subheader(page_title(name), anchor=False)
-    if name in analyses():
-        if not any(name in run.analyses for run in context.chosen):
-            st.info(f"None of the chosen run files holds this analysis. `python -m analyze.{name}` makes one.")
-            return
-        _says(name, context)
+    if name in analyses() and not any(name in run.analyses for run in context.chosen):
+        st.info(f"None of the chosen run files holds this analysis. `python -m analyze.{name}` makes one.")
+        return
     try:
+        if name in analyses():
+            _says(name, context)
         if has_view(name):
             importlib.import_module(f"apps.views.{name}").show(context)
         else:
             importlib.import_module("apps.views.generic").show(context, name)
     except Exception as error:  # a run file may hold anything: the page says so, the log has the traceback
         logging.getLogger("landscope").exception("the page %s can't be drawn", name)
-        told = str(error).splitlines() or [type(error).__name__]
-        st.error(f"This page can't be drawn: {escape(told[0][:300])}")
+        told = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+        st.error(f"This page can't be drawn: {escape(told[:300])}")
 
 
 def _says(name: str, context: Context) -> None:

@@ -185,6 +185,8 @@ def _flat(axes: Any, result: Result, alone: bool, first: bool) -> None:
     shared = {"showgrid": False, "zeroline": False, "ticks": "outside", "constrain": "domain"}
     axes.xaxis.update(**shared, range=_ends(result.x), title=text(axis_label(result, "x")) if alone else "x")
     axes.yaxis.update(**shared, range=_ends(result.y), title=text(axis_label(result, "y")) if alone else "y" * first)
+    if np.ptp(result.x) == np.ptp(result.y):
+        axes.yaxis.update(scaleanchor=axes.xaxis.plotly_name.replace("axis", ""))
     for axis in (axes.xaxis, axes.yaxis):
         axis.title.update(font_size=12, standoff=6)
 

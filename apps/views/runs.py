@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 KEY = "runs_table"
 PANELS = {"accuracy": "accuracy", "nll": "NLL / nat", "eigenvalue": "largest λ / nat", "trace": "trace / nat"}
 """Key numbers, and what charts call them."""
-READ = ("accuracy", "NLL", "eigenvalue", "trace", "analyses", "model", "data", "time")
+READ = ("accuracy", "NLL", "eigenvalue", "trace", "analyses", "model", "data", "time", "written")
 """Columns of what is in the files."""
 
 
@@ -87,9 +88,9 @@ def _filled_in(numbers: Numbers) -> None:
 
 def row(run: Run, numbers: Mapping[str, KeyNumber] | None) -> dict[str, Any]:
     """A run file and its key numbers as the table shows them; without numbers what is known of an unread file."""
-    told = {"written": datetime.fromtimestamp(run.modified), "size": run.size / 1e6}
+    size = run.size / 1e6
     if numbers is None:
-        return {"run": run.name, **dict.fromkeys(READ), **told}
+        return {"run": run.name, **dict.fromkeys(READ), "size": size}
     value = {name: each.value for name, each in numbers.items()}
     seconds = [each.seconds for each in run.analyses.values() if each.seconds == each.seconds]
     return {
@@ -103,8 +104,17 @@ def row(run: Run, numbers: Mapping[str, KeyNumber] | None) -> dict[str, Any]:
         "model": str(run.attributes.get("model", "")),
         "data": ", ".join(data_sets(run)),
         "time": sum(seconds) / 60 if seconds else None,
-        **told,
+        "written": written(run),
+        "size": size,
     }
+
+
+def written(run: Run) -> datetime:
+    """When its last number was saved, in local time; the file may have been copied since."""
+    try:
+        return datetime.fromisoformat(str(run.attributes.get("modified"))).astimezone().replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return datetime.fromtimestamp(run.modified)
 
 
 def at_a_glance(runs: Sequence[Run], numbers: Sequence[Mapping[str, KeyNumber]]) -> go.Figure | None:
@@ -118,7 +128,7 @@ def at_a_glance(runs: Sequence[Run], numbers: Sequence[Mapping[str, KeyNumber]])
     if not panels:
         return None
     figure = new_chart(
-        height=96 + 26 * len(runs), columns=len(panels), shared_yaxes=True, horizontal_spacing=0.03,
+        height=96 + 26 * len(runs), columns=len(panels), shared_yaxes=True, horizontal_spacing=0.045,
         subplot_titles=[PANELS[name] for name in panels],
     )  # fmt: skip
     for place, (run, found, color) in enumerate(zip(runs, numbers, colors(len(runs)), strict=True)):
@@ -131,12 +141,25 @@ def at_a_glance(runs: Sequence[Run], numbers: Sequence[Mapping[str, KeyNumber]])
                     hovertext=f"{text(run.name)}<br>{PANELS[name]}: {number.value:.4g} ± {number.error:.2g}",
                     hoverinfo="text",
                 )  # fmt: skip
-    figure.update_xaxes(nticks=5, zeroline=False)
+    figure.update_xaxes(nticks=4, zeroline=False)
+    for column, name in enumerate(panels, start=1):
+        figure.update_xaxes(range=_range([found[name] for found in numbers if name in found]), col=column)
     figure.update_yaxes(
         tickvals=list(range(len(runs))), ticktext=[text(run.name) for run in runs], range=[len(runs) - 0.5, -0.5],
         automargin=True, zeroline=False,
     )  # fmt: skip
     return figure
+
+
+def _range(numbers: Sequence[KeyNumber]) -> list[float] | None:
+    """Of an axis that shows the numbers with their errors, and never less than a tenth of their size."""
+    known = [(each.value, each.error if math.isfinite(each.error) else 0.0) for each in numbers]
+    ends = [value + side * error for value, error in known if math.isfinite(value) for side in (-1, 1)]
+    if not ends:
+        return None
+    low, high = min(ends), max(ends)
+    middle, half = (low + high) / 2, max(0.55 * (high - low), 0.05 * max(abs(low), abs(high)))
+    return [middle - half, middle + half] if half else None
 
 
 def data_sets(run: Run) -> list[str]:

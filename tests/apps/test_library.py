@@ -43,7 +43,7 @@ def test_names_are_as_short_as_can_be_told_apart(runs):
         "old/other.h5": "other",
         f"old/{WITH}.h5": f"old/{WITH}.h5",
         f"old/{WITH}.hdf5": f"old/{WITH}.hdf5",
-        f"{WITH}.h5": WITH,
+        f"{WITH}.h5": f"{runs.name}/{WITH}",
         f"{WITHOUT}.h5": WITHOUT,
     }
 
@@ -251,3 +251,38 @@ def test_library_and_its_neighbours_load_neither_torch_nor_matplotlib():
         "for name in ('torch', 'matplotlib.figure', 'matplotlib.pyplot'): assert name not in sys.modules, name"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_results_that_ship_keep_their_names(runs):
+    (runs / "shipped").mkdir()
+    (runs / "shipped" / f"{WITH}.h5").write_bytes((runs / f"{WITH}.h5").read_bytes())
+    listed = library.list_runs(runs)
+    assert {run.key: run.name for run in listed} == {
+        f"{WITH}.h5": f"{runs.name}/{WITH}",
+        f"{WITHOUT}.h5": WITHOUT,
+        f"shipped/{WITH}.h5": WITH,
+    }
+    assert library.find(listed, WITH).key == f"shipped/{WITH}.h5"
+
+
+def test_numbers_of_another_kind_are_left_out_once_and_for_all(runs, monkeypatch):
+    with h5py.File(runs / f"{WITH}.h5", "r+") as file:
+        extremes = file["hessian/extremes"]
+        count = len(extremes["largest"])
+        attributes = dict(extremes["largest"].attrs)
+        del extremes["largest"]
+        extremes.create_dataset("largest", data=["a"] * count, dtype=h5py.string_dtype())
+        extremes["largest"].attrs.update({key: value for key, value in attributes.items() if key == "units"})
+    opened = []
+    original = library.open_run
+    monkeypatch.setattr(library, "open_run", lambda path, **kw: opened.append(path) or original(path, **kw))
+    run = library.list_runs(runs)[0]
+    for _ in range(3):
+        assert set(library.key_numbers(run)) == {"accuracy", "nll"}
+    assert len(opened) == 2  # for what it holds, and for the numbers
+
+
+def test_text_that_cannot_be_printed_is_a_problem(runs):
+    with h5py.File(runs / f"{WITH}.h5", "r+") as file:
+        file["variance"].attrs["config"] = '{"name": "\\ud800"}'
+    assert "can't be read" in library.list_runs(runs)[0].problem

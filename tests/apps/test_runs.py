@@ -10,8 +10,8 @@ from run_files import WITH, WITHOUT, empty, half_written, truncated
 from streamlit.testing.v1 import AppTest
 
 from apps.context import colors
-from apps.library import key_numbers, list_runs
-from apps.views.runs import PANELS, at_a_glance, data_sets, row
+from apps.library import KeyNumber, key_numbers, list_runs
+from apps.views.runs import PANELS, at_a_glance, data_sets, row, written
 
 
 def page(root):
@@ -141,3 +141,23 @@ def test_numbers_that_are_still_to_be_read_are_announced_and_then_come(runs, mon
     app.run()
     assert not any("to go" in caption.value for caption in app.caption)
     assert app.dataframe[0].value["accuracy"].notna().all()
+
+
+def test_time_of_writing_is_the_files_own(runs):
+    with h5py.File(runs / f"{WITH}.h5", "r+") as file:
+        file.attrs["modified"] = "2026-01-02T03:04:05+00:00"
+    with h5py.File(runs / f"{WITHOUT}.h5", "r+") as file:
+        file.attrs["modified"] = "soon"
+    known, unknown = list_runs(runs)
+    assert written(known).timestamp() == 1767323045
+    assert written(unknown).timestamp() == pytest.approx(unknown.modified, abs=1e-3)
+
+
+def test_axis_shows_all_errors_and_is_not_drawn_from_rounding(runs):
+    listed = list_runs(runs)
+    numbers = [{"eigenvalue": KeyNumber(100.0, 1e-6)}, {"accuracy": KeyNumber(0.5, 0.2)}]
+    axes = at_a_glance(listed, numbers).layout
+    assert list(axes.xaxis.range) == pytest.approx([0.28, 0.72])
+    assert list(axes.xaxis2.range) == pytest.approx([95, 105], abs=1e-5)
+    zero = at_a_glance(listed, [{"trace": KeyNumber(0.0, math.nan)}, {"nll": KeyNumber(math.nan, 1.0)}]).layout
+    assert zero.xaxis.range is None and zero.xaxis2.range is None
