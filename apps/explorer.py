@@ -24,13 +24,17 @@ HINTED = ("PlotlyChart", "DataFrame")
 """Streamlit's scripts for charts and tables, which a browser asks for only when the first of them is to be drawn."""
 
 
-class EarlyHints:
-    """Name these scripts in the header of each page, so that they load while Python works on its content."""
+class PageHeaders:
+    """Name these scripts in the header of each page, so that they load while Python works on its content.
+
+    And forbid other sites to show the page within theirs, where a visitor might click what they don't see.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
         scripts = [path.name for name in HINTED for path in SCRIPTS.glob(f"{name}.*.js")]
-        self._link = ", ".join(f"</static/js/{name}>; rel=modulepreload" for name in scripts).encode()
+        self._headers = [(b"content-security-policy", b"frame-ancestors 'self'")]
+        self._headers += [(b"link", f"</static/js/{name}>; rel=modulepreload".encode()) for name in scripts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -38,10 +42,8 @@ class EarlyHints:
         async def hint(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = list(message["headers"])
-                if self._link and any(
-                    key.lower() == b"content-type" and value.startswith(b"text/html") for key, value in headers
-                ):
-                    headers.append((b"link", self._link))
+                if any(key.lower() == b"content-type" and value.startswith(b"text/html") for key, value in headers):
+                    headers += self._headers
             await send(message)
 
         await self._app(scope, receive, hint if scope["type"] == "http" else send)
@@ -61,6 +63,6 @@ async def _first_page(request: Request) -> RedirectResponse:
 app = App(
     Path(__file__).with_name("router.py"),
     lifespan=_lifespan,
-    middleware=[Middleware(EarlyHints)],
+    middleware=[Middleware(PageHeaders)],
     routes=[Route("/runs", _first_page)],
 )

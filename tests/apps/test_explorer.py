@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from streamlit.web.server.app_discovery import discover_asgi_app
 
-from apps.explorer import HINTED, SCRIPTS, EarlyHints
+from apps.explorer import HINTED, SCRIPTS, PageHeaders
 
 CHECKOUT = Path(__file__).parents[2]
 
 
-def headers_of(scope: dict, kind: bytes) -> dict[bytes, bytes]:
-    """Of an answer of this kind that went through `EarlyHints`."""
+def headers_of(scope: dict, kind: bytes) -> list[tuple[bytes, bytes]]:
+    """Of an answer of this kind that went through `PageHeaders`."""
     sent = []
 
     async def answer(scope, receive, send):
@@ -26,27 +26,28 @@ def headers_of(scope: dict, kind: bytes) -> dict[bytes, bytes]:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(EarlyHints(answer)(scope, None, send))
+    asyncio.run(PageHeaders(answer)(scope, None, send))
     assert sent[1] == {"type": "http.response.body", "body": b"x"}
-    return dict(sent[0]["headers"])
+    return sent[0]["headers"]
 
 
 def test_streamlit_finds_the_app_and_its_script():
     assert discover_asgi_app(CHECKOUT / "apps" / "explorer.py").import_string == "explorer:app"
 
 
-def test_pages_name_the_scripts_that_will_be_needed():
-    link = headers_of({"type": "http"}, b"text/html; charset=utf-8")[b"link"].decode()
-    named = [part.split(">")[0].removeprefix("</static/js/") for part in link.split(", ")]
+def test_pages_name_the_scripts_that_will_be_needed_and_are_not_shown_within_other_sites():
+    found = headers_of({"type": "http"}, b"text/html; charset=utf-8")
+    links = [value.decode() for name, value in found if name == b"link"]
+    named = [link.removesuffix(">; rel=modulepreload").removeprefix("</static/js/") for link in links]
     assert len(named) == len(HINTED) and all((SCRIPTS / name).is_file() for name in named)
-    assert link.count("; rel=modulepreload") == len(HINTED)
+    assert (b"content-security-policy", b"frame-ancestors 'self'") in found
 
 
 @pytest.mark.parametrize(
     ("scope", "kind"), [({"type": "http"}, b"application/javascript"), ({"type": "websocket"}, b"text/html")]
 )
-def test_nothing_else_names_them(scope, kind):
-    assert b"link" not in headers_of(scope, kind)
+def test_what_is_no_page_stays_as_it_is(scope, kind):
+    assert headers_of(scope, kind) == [(b"Content-Type", kind)]
 
 
 def test_warm_up_loads_what_the_first_page_needs_and_no_torch():

@@ -56,6 +56,26 @@ def test_only_this_machine_is_answered(request, started):
             pass
 
 
+def handshake(port, host, origin):
+    """The status that a browser gets which asks for the page's content, from a page of this origin."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(
+            f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: http://{origin}:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: c29tZSBzaXh0ZWVuIGJ5dA==\r\n\r\n".encode()
+        )
+        return int(connection.recv(64).split()[1])
+
+
+@pytest.mark.parametrize("started", ["strange", "site"])
+def test_pages_of_other_sites_get_nothing(request, started):
+    port = int(request.getfixturevalue(started).url.rpartition(":")[2])
+    assert handshake(port, "127.0.0.1", "127.0.0.1") == handshake(port, "localhost", "localhost") == 101
+    assert handshake(port, "127.0.0.1", "evil.example") == 403
+    assert handshake(port, "evil.example", "evil.example") == 403  # its name was made to point here
+
+
 def test_nothing_can_be_uploaded_without_a_token(strange, page):
-    answer = page.request.post(f"{strange.url}/_stcore/upload_file/a/b", multipart={"file": "x"})
-    assert answer.status in (403, 405)
+    opened(page, strange.url)
+    answer = page.request.put(f"{strange.url}/_stcore/upload_file/a/b", multipart={"file": "x"})
+    assert answer.status == 403
