@@ -72,29 +72,33 @@ def faded(color: str, opacity: float) -> str:
 
 
 def long_table(figure: go.Figure) -> list[list[Any]]:
-    """All numbers that a chart shows, one row each under a header: series, text, x, y, z and errors.
+    """All numbers that a chart shows, one row each under a header, with what its axes say.
 
     Grids of z have a row for each cell; frames that a chart plays follow each other, named in the column `frame`.
     """
-    rows: list[list[Any]] = [["series", "frame", "text", "x", "x_error", "y", "y_error", "z"]]
-    for trace in figure.data:
-        rows += _rows(trace, "")
+    rows: list[list[Any]] = [["series", "frame", "text", "x axis", "x", "x_error", "y axis", "y", "y_error", "z"]]
+    moving = {place for frame in figure.frames or () for place in frame.traces or ()}
+    for place, trace in enumerate(figure.data):
+        if place not in moving:  # of these the first picture is one of the frames
+            rows += _rows(figure, trace, "")
     for frame in figure.frames or ():
-        for trace in frame.data:
-            rows += _rows(trace, str(frame.name))
+        for place, trace in zip(frame.traces or range(len(frame.data)), frame.data, strict=True):
+            rows += _rows(figure, trace, str(frame.name), figure.data[place])
     return rows
 
 
-def _rows(trace: Any, frame: str) -> list[list[Any]]:
+def _rows(figure: go.Figure, trace: Any, frame: str, drawn: Any = None) -> list[list[Any]]:
+    """Of a trace, or of what a frame changes of the trace that is drawn."""
     if trace.meta == DRAWING:
         return []
-    name = html.unescape(str(trace.name or trace.type))
+    name = _plain(trace.name or (drawn and drawn.name) or trace.type)
+    across, upwards = (_axis_title(figure, drawn or trace, axis) for axis in "xy")
     z, x, y = (None if (values := getattr(trace, axis, None)) is None else np.asarray(values) for axis in "zxy")
     if z is not None and z.ndim == 2:
         columns = np.arange(z.shape[1]) if x is None else x
         lines = np.arange(z.shape[0]) if y is None else y
         return [
-            [name, frame, "", columns[column], "", lines[row], "", z[row, column]]
+            [name, frame, "", across, columns[column], "", upwards, lines[row], "", z[row, column]]
             for row in range(z.shape[0])
             for column in range(z.shape[1])
         ]
@@ -102,19 +106,33 @@ def _rows(trace: Any, frame: str) -> list[list[Any]]:
         return []
     count = min(len(x), len(y))
     told = _column(trace, "text", count)
-    errors = [_errors(trace, axis, count) for axis in ("error_x", "error_y")]
+    before, after = (_errors(trace, axis, count) for axis in ("error_x", "error_y"))
     depth = z if z is not None else [""] * count
     return [
-        [name, frame, told[place], x[place], errors[0][place], y[place], errors[1][place], depth[place]]
-        for place in range(count)
+        [name, frame, told[at], across, x[at], before[at], upwards, y[at], after[at], depth[at]] for at in range(count)
     ]
+
+
+def _axis_title(figure: go.Figure, trace: Any, axis: str) -> str:
+    """What the axis of a trace in the plane is, or the axis that it is linked with; else nothing."""
+    short = getattr(trace, f"{axis}axis", None) or axis
+    while short:
+        found = figure.layout[f"{short[0]}axis{short[1:]}"]
+        if found.title.text:
+            return _plain(found.title.text)
+        short = found.matches if found.matches != short else None
+    return ""
+
+
+def _plain(markup: str) -> str:
+    return html.unescape(str(markup).replace("<br>", " "))
 
 
 def _column(trace: Any, name: str, count: int) -> Sequence[Any]:
     values = getattr(trace, name, None)
     if values is None or isinstance(values, str) or len(values) < count:
         return [""] * count
-    return [html.unescape(str(value)) for value in values]
+    return [_plain(value) for value in values]
 
 
 def _errors(trace: Any, axis: str, count: int) -> Sequence[Any]:

@@ -17,6 +17,7 @@ import streamlit as st
 from analyze.charting import long_table
 from analyze.results import AnalysisResult
 from apps.context import Chosen, escape
+from apps.library import printable
 from data_cache import InputError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def commands(chosen: Sequence[Chosen]) -> list[str]:
     made = [each.run.analyses[each.result.analysis].command for each in chosen]
     lines = [line for line in dict.fromkeys(made) if line]
     if len(chosen) > 1:
-        files = shlex.join(str(each.run.path) for each in chosen)
+        files = shlex.join(printable(each.run.path) for each in chosen)
         lines.append(f"python -m analyze.compare {files} --only {chosen[0].result.analysis}")
     return lines
 

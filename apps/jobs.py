@@ -181,7 +181,9 @@ def _job(folder: Path) -> Job:
             state = "cancelled"
     elif alive:
         state = "waiting" if started is None else "running"
-    command, analysis, out = (str(about.get(key, "")) for key in ("command", "analysis", "out"))
+    command, analysis, out = (
+        str(about.get(key, "")).encode("utf-8", "backslashreplace").decode() for key in ("command", "analysis", "out")
+    )
     return Job(folder, command, analysis, out, _number(about, "created") or 0.0, state, started, ended, code)
 
 
@@ -204,7 +206,7 @@ def _tail(path: Path, most: int = TAIL) -> bytes:
 
 def _number(about: dict[str, Any], key: str) -> float | None:
     value = about.get(key)
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e12 else None
+    return float(value) if isinstance(value, int | float) and -1e3 < value < 1e11 else None  # until the year 5138
 
 
 def write_status(folder: Path, **status: Any) -> None:

@@ -132,6 +132,11 @@ def list_runs(root: Path) -> list[Run]:
     ]
 
 
+def printable(path: Path) -> str:
+    """A path, whose bytes may be any, as text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def find(runs: Sequence[Run], name: str) -> Run | None:
     """The run that a URL calls by its name, its key or its file's stem; the one nearest to the root if several are."""
     nearest = sorted(runs, key=lambda run: run.key.count("/"))
@@ -150,7 +155,7 @@ def load(run: Run, analysis: str) -> AnalysisResult:
     Raises:
         InputError: The file can't be read, or holds no such result, or does not say what it is of.
     """
-    return _sentence(run.key, lambda: _results.get(run.path, (analysis,), lambda: _load(run, analysis)))
+    return _sentence(run.key, run.path, lambda: _results.get(run.path, (analysis,), lambda: _load(run, analysis)))
 
 
 def key_numbers(run: Run) -> dict[str, KeyNumber]:
@@ -246,8 +251,7 @@ def _walk(root: Path, prefix: str) -> dict[str, tuple[Path, os.stat_result]]:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for whoever writes into it
                     continue
-                key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-                found[prefix + key] = (path, status)
+                found[prefix + printable(path.relative_to(root))] = (path, status)
             except (OSError, RuntimeError):  # gone meanwhile, or a link to itself
                 continue
     return found
@@ -258,7 +262,7 @@ def _read_contents(path: Path, key: str) -> tuple[Mapping[str, Analysis], Mappin
         try:
             return *_open_contents(path), ""
         except InputError as error:
-            return {}, {}, str(error).replace(str(path), key).rstrip(".") + "."
+            return {}, {}, _named(error, path, key).rstrip(".") + "."
 
     try:
         return _contents.get(path, (), read)
@@ -324,8 +328,15 @@ def _add_numbers(numbers: dict[str, KeyNumber], path: Path) -> None:
             numbers["trace"] = KeyNumber(trace.estimate, trace.stderr)
 
 
-def _sentence(key: str, read: Callable[[], T]) -> T:
+def _sentence(key: str, path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
+    except InputError as error:
+        raise InputError(_named(error, path, key)) from error
     except OSError as error:
         raise InputError(f"{key} can't be read: {error.strerror or error}.") from error
+
+
+def _named(error: InputError, path: Path, key: str) -> str:
+    """The sentence with the key in place of the path, which may be of any bytes."""
+    return str(error).replace(str(path), key)

@@ -55,6 +55,7 @@ def main() -> None:
             st.error(f"{escape(root)} is not a folder: give --root a folder of run files.")
             return
         root.mkdir(parents=True, exist_ok=True)
+    seen = library.signature(root)  # first: what comes after it is seen at the next look
     runs = library.list_runs(root)
     begin = _begin(runs)
     context = Context(root, runs, _picked(runs) if begin is None else begin)
@@ -64,8 +65,10 @@ def main() -> None:
     if begin is not None:
         st.query_params["run"] = [run.name for run in begin]
         st.rerun()
-    _watch(root, library.signature(root))
-    if missing := st.session_state.get("missing"):
+    _watch(root, seen)
+    keys = [run.key for run in context.chosen]
+    missing = st.session_state["missing"]
+    if missing and keys == st.session_state.setdefault("first_choice", keys):
         st.warning(f"The link names run files that are not below {escape(root)}: {escape(', '.join(missing))}.")
     for run in context.chosen:
         if run.problem:

@@ -49,14 +49,19 @@ def show(context: Context) -> None:
 class _Files:
     """What options that name files are chosen from: what a command takes, and what people see."""
 
-    checkpoints: dict[str, str]
-    runs: dict[Path, str]
+    analysis: str
+    known: Sequence[inputs.Checkpoint]
+    context: Context
 
-    @classmethod
-    def of_analysis(cls, name: str, known: Sequence[inputs.Checkpoint], context: Context) -> _Files:
-        """Checkpoints, and the run files that hold this analysis."""
-        runs = {run.path.resolve(): run.key for run in context.runs if name in run.analyses}
-        return cls({checkpoint.value: checkpoint.name for checkpoint in known}, runs)
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Those that can be chosen."""
+        return {checkpoint.value: checkpoint.name for checkpoint in self.known}
+
+    @property
+    def runs(self) -> dict[Path, str]:
+        """The run files that hold this analysis; to know it, all are opened."""
+        return {run.path.resolve(): run.key for run in self.context.runs if self.analysis in run.analyses}
 
     def of(self, option: forms.Option) -> dict[Any, str]:
         """Those of an option."""
@@ -149,7 +154,7 @@ def _command(
         with column:
             entered[option.name] = _widget(option, prefix)
     names = [analysis] if analysis else _selection()
-    configs = {each: _options(each, _Files.of_analysis(each, known, context)) for each in names}
+    configs = {each: _options(each, _Files(each, known, context)) for each in names}
     with st.expander("Network, arithmetic and seed"):
         rest = [option for option in shared if option not in first]
         entered |= _grid(rest, prefix)

@@ -109,12 +109,12 @@ def row(run: Run, numbers: Mapping[str, KeyNumber] | None) -> dict[str, Any]:
     }
 
 
-def written(run: Run) -> datetime:
+def written(run: Run) -> datetime | None:
     """When its last number was saved, in local time; the file may have been copied since."""
     try:
         return datetime.fromisoformat(str(run.attributes.get("modified"))).astimezone().replace(tzinfo=None)
     except (ValueError, OverflowError):
-        return datetime.fromtimestamp(run.modified)
+        return None if not 0 <= run.modified < 1e11 else datetime.fromtimestamp(run.modified)
 
 
 def at_a_glance(runs: Sequence[Run], numbers: Sequence[Mapping[str, KeyNumber]]) -> go.Figure | None:

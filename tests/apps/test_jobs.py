@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -327,3 +328,12 @@ print("torch" in sys.modules)
 def test_starting_and_listing_load_no_torch():
     told = subprocess.run([*PYTHON, ALL_OF_IT], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def test_odd_times_and_texts_of_a_job_can_be_shown(tmp_path):
+    job = ended(start(tmp_path, "pass"))
+    about = json.loads((job.folder / jobs.ABOUT).read_text())
+    (job.folder / jobs.ABOUT).write_text(json.dumps(about | {"created": 9e11, "command": "\ud800"}))
+    found = state(job)
+    assert datetime.fromtimestamp(found.created).year in (1969, 1970)
+    found.command.encode()

@@ -286,3 +286,20 @@ def test_text_that_cannot_be_printed_is_a_problem(runs):
     with h5py.File(runs / f"{WITH}.h5", "r+") as file:
         file["variance"].attrs["config"] = '{"name": "\\ud800"}'
     assert "can't be read" in library.list_runs(runs)[0].problem
+
+
+def test_errors_and_commands_name_files_of_any_bytes(runs):
+    name = os.fsencode(runs) + b"/b\xffd.h5"
+    os.link(runs / f"{WITH}.h5", name)
+    run = next(run for run in library.list_runs(runs) if run.key.startswith("b"))
+    assert run.key == "b\\xffd.h5" and library.printable(run.path).endswith("/b\\xffd.h5")
+    result = library.load(run, "variance")
+    from apps.chart import commands
+    from apps.context import Chosen
+
+    "".join(commands([Chosen(run, result, "#000000")] * 2)).encode()
+    with h5py.File(runs / f"{WITH}.h5", "r+") as file:
+        del file["variance/layer"]
+    with pytest.raises(InputError) as raised:
+        library.load(run, "variance")
+    assert str(raised.value).startswith("b\\xffd.h5") and str(runs) not in str(raised.value)
