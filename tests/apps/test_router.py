@@ -59,6 +59,8 @@ def test_url_may_call_runs_by_their_keys_and_names_of_gone_ones_are_told(runs, o
     assert picked(app) == [f"{WITHOUT}.h5"]
     assert app.query_params["run"] == WITHOUT
     assert "\\<b\\>gone" in app.warning[0].value
+    app.sidebar.multiselect[0].set_value([f"{WITH}.h5"]).run()
+    assert not app.warning  # who chooses anew has read it
 
 
 def test_picker_is_followed(runs, opened):
