@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyze.drawing import GREY, MODELS, model_name, plain_axes
+from analyze.drawing import GREY, MODELS, model_name, plain_axes, title
 from analyze.layered import LayeredResult
 
 if TYPE_CHECKING:
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 
 MARKERS = {"smoothing": ("s", "white"), "attention": ("^", "white")}
 """Marker and its face for kinds of layers; the others are full circles."""
+
+
+def heading(results: Sequence[LayeredResult]) -> str:
+    """Of one network its name and images, of several the images of the first; "" if not known."""
+    return title(results[0]) if len(results) == 1 else _images(results[0])
+
+
+def _images(result: LayeredResult) -> str:
+    subject = result.subject or {}
+    return f"{subject['images']:,} images of {subject['data']}" if subject else ""
+
+
+def _label(result: LayeredResult, first: LayeredResult) -> str:
+    """The network's name, with its images where they are not the first one's."""
+    images = _images(result)
+    return model_name(result) + (f" ({images})" if images != _images(first) else "")
 
 
 def places(results: Sequence[LayeredResult]) -> tuple[list[np.ndarray], list[str]]:
@@ -38,7 +54,7 @@ def draw_by_depth(
     results: Sequence[LayeredResult],
     values: Sequence[np.ndarray],
     errors: Sequence[np.ndarray | None],
-    label: str,
+    quantity: str,
 ) -> None:
     """One line for each result, with its standard errors and a marker for each layer.
 
@@ -47,13 +63,14 @@ def draw_by_depth(
     """
     where, names = places(results)
     for place, result, value, error, color in zip(where, results, values, errors, _colors(len(results)), strict=True):
-        axes.errorbar(place, value, yerr=error, color=color, linewidth=1.2, capsize=2, label=model_name(result) or None)
+        label = _label(result, results[0]) or None
+        axes.errorbar(place, value, yerr=error, color=color, linewidth=1.2, capsize=2, label=label)
         for kind in sorted(set(result.kind.tolist())):
             marker, face = MARKERS.get(kind, ("o", None))
             here = result.kind == kind
             axes.plot(place[here], value[here], marker, color=color, markersize=4.5, markerfacecolor=face or color)
     _mark(axes, where, results)
-    axes.set_ylabel(label)
+    axes.set_ylabel(quantity)
     if names:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     else:

@@ -46,9 +46,26 @@ def label(line: Line) -> str:
 
 
 def drawable(lines: Sequence[Line], in_margins: bool) -> list[Line]:
-    """At most `MOST` lines with a difference that the chart can show, first those that differ most for their errors."""
+    """The lines with a difference that the chart can show, first those that differ most for their errors."""
     held = [line for line in lines if any(_point(each, in_margins) is not None for each in line.differences)]
-    return sorted(held, key=lambda line: -line.ratio)[:MOST]
+    return sorted(held, key=lambda line: -line.ratio)
+
+
+def left_out(lines: Sequence[Line], held: Sequence[Line]) -> str:
+    """What a chart of the first `MOST` of `drawable` lines does not show, in sentences; "" if nothing."""
+    told = [f"The {MOST} of {len(held)} that differ most for their errors."] * (len(held) > MOST)
+    if without := len(lines) - len(held):
+        told.append(
+            f"{without} without a difference or its standard error {'is' if without == 1 else 'are'} not drawn."
+        )
+    return " ".join(told)
+
+
+def why_no_chart(lines: Sequence[Line]) -> str:
+    """Why none of the lines can be drawn, in a sentence."""
+    if all(each is None for line in lines for each in line.differences):
+        return "These numbers are relative to the first run already: there is no difference to draw."
+    return "These differences have no standard errors, so there is no chart of them."
 
 
 def chart(

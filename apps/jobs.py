@@ -134,8 +134,10 @@ def _environment() -> dict[str, str]:
 
 
 def jobs(root: Path, most: int = 30) -> list[Job]:
-    """The latest jobs under the root, the last one first."""
-    return [_job(folder) for folder in reversed(job_folders(root.resolve() / FOLDER)[-most:])]
+    """The latest jobs under the root and all that have not ended, the last one first."""
+    folders = job_folders(root.resolve() / FOLDER)
+    active = [folder for folder in folders[:-most] if is_alive(folder)]
+    return [_job(folder) for folder in reversed([*active, *folders[-most:]])]
 
 
 def job_folders(home: Path) -> list[Path]:

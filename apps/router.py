@@ -30,7 +30,13 @@ ICONS = {
     "runs": "folder_open", "variance": "scatter_plot", "fourier": "graphic_eq", "robustness": "shield",
     "hessian": "show_chart", "landscape": "landscape", "compare": "compare_arrows", "new_run": "add_circle",
 }  # fmt: skip
-
+LINES = {
+    "runs": "All run files below the root. Tick rows to choose what all pages show; click a heading to sort. "
+    "Accuracy and NLL are of the images of the robustness analysis, curvature of those of the Hessian's.",
+    "compare": "What the chosen runs share, and how they differ from the first of them.",
+    "new_run": "Starts an analysis as a process of its own, of as many images as the form says.",
+}
+"""What the pages show that are of no analysis."""
 
 # less empty space than Streamlit leaves; a run's colour at its name in the picker, which shows long names whole
 STYLE = """<style>
@@ -157,8 +163,7 @@ def show_page(name: str, context: Context) -> None:
         st.info(f"None of the chosen run files holds this analysis. `python -m analyze.{name}` makes one.")
         return
     try:
-        if name in analyses():
-            _says(name, context)
+        _says(name, context)
         if has_view(name):
             importlib.import_module(f"apps.views.{name}").show(context)
         else:
@@ -171,12 +176,16 @@ def show_page(name: str, context: Context) -> None:
 
 def _says(name: str, context: Context) -> None:
     """One line: what the page shows, of how many images, and where to read more."""
-    line = f"{importlib.import_module(f'analyze.{name}.spec').TITLE}. {context.images(name)}"
+    if name in analyses():
+        line = f"{importlib.import_module(f'analyze.{name}.spec').TITLE}. {context.images(name)}"
+    else:
+        line = LINES[name]
+    more = section(f"python -m analyze.{name}" if name in analyses() else "streamlit run")
     with st.container(horizontal=True, vertical_alignment="top", wrap=False, gap="small"):
         st.caption(escape(line), width="stretch")
-        if text := section(f"python -m analyze.{name}"):
+        if more:
             with st.popover("Read more", type="tertiary", icon=":material/menu_book:", key=f"{name}_more"):
-                st.markdown(text)
+                st.markdown(more)
 
 
 @st.fragment(run_every=2)

@@ -35,7 +35,12 @@ DEPTHS = {
 }
 """What `over_depth` shows."""
 
+RINGED = ("power_share", "noise_share")
+"""Those of `DEPTHS` that depend on how frequencies share rings."""
+
 _MOST_IN_LEGEND = 8
+_ROUNDING = 1e-12
+"""Share of a layer's largest power that may be what rounding left in float32."""
 
 
 class _Curve(NamedTuple):
@@ -47,6 +52,27 @@ class _Curve(NamedTuple):
     errors: np.ndarray
     more: Sequence[str] = ()
     """What else to tell of each point."""
+
+
+def comparable(drawn: Sequence[Drawn[Result]]) -> tuple[list[Drawn[Result]], list[str]]:
+    """The results with the first one's kind of rings, and a sentence for each of the others."""
+    first = drawn[0]
+    kept = [each for each in drawn if each.result.rings == first.result.rings]
+    others = [each for each in drawn if each.result.rings != first.result.rings]
+    return kept, [
+        f"{each.name} is not shown here: its rings are {each.result.rings}, {first.name}'s {first.result.rings}."
+        for each in others
+    ]
+
+
+def below_axis(figure: go.Figure) -> str:
+    """How many points lie below the axis of y, as a sentence; "" for none."""
+    bottom, log = figure.layout.yaxis.range, figure.layout.yaxis.type == "log"
+    if bottom is None:
+        return ""
+    lowest = 10.0 ** bottom[0] if log else bottom[0]
+    count = sum(int((np.asarray(trace.y, dtype=np.float64) < lowest).sum()) for trace in figure.data)
+    return f"{count} point{'s lie' if count > 1 else ' lies'} below the axis." if count else ""
 
 
 def amplitude_spectra(
@@ -87,7 +113,7 @@ def power_spectra(
     """Power of each ring but the origin, on a logarithmic axis: a panel for each model, a line for each layer.
 
     Args:
-        drawn: The results.
+        drawn: Comparable results.
         value: One of `POWERS`.
         log_frequency: Frequency on a logarithmic axis, too.
         layers: Names of the layers to show; None for all.
@@ -101,25 +127,30 @@ def power_spectra(
             there = np.where(power[place, 1:] > 0, power[place, 1:], np.nan)
             panel.append(_Curve(result.radial_frequency[1:], there, _stderr(result, value)[place, 1:], bins))
         curves.append(panel)
-    kinds = "/".join(dict.fromkeys(each.result.rings for each in drawn))
-    figure = _spectra(drawn, curves, layers, f"{kinds} frequency (π)", POWERS[value])
+    figure = _spectra(drawn, curves, layers, f"{drawn[0].result.rings} frequency (π)", POWERS[value])
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     scale: dict[str, Any] = {"rangemode": "tozero"}
     if log_frequency:
         scale = {"type": "log", "tickvals": [0.05, 0.1, 0.2, 0.5, 1]}
     figure.update_xaxes(uirevision=str(log_frequency), **scale)
-    powers = [y[np.isfinite(y)] for panel in curves for _, y, *_ in panel]
+    # where a box blur leaves nothing, there is what rounding left
+    powers = [y[y > _ROUNDING * highest(y)] for panel in curves for _, y, *_ in panel]
     found = np.concatenate(powers) if powers else np.zeros(0)
-    if len(found):  # where a box blur leaves nothing, there is what rounding left
-        lowest = max(float(found.min()), float(found.max()) * 1e-6)
-        figure.update_yaxes(range=[np.log10(lowest / 1.5), np.log10(found.max() * 1.5)])
+    if len(found):
+        figure.update_yaxes(range=[np.log10(found.min() / 1.5), np.log10(found.max() * 1.5)])
     return figure
 
 
 def over_depth(
     drawn: Sequence[Drawn[Result]], value: str = "high_frequency_amplitude", layers: Collection[str] | None = None
 ) -> go.Figure:
-    """One of `DEPTHS` over depth, with standard errors where it has any; the models overlaid."""
+    """One of `DEPTHS` over depth, with standard errors where it has any; the models overlaid.
+
+    Args:
+        drawn: The results; comparable ones for `RINGED`.
+        value: Which quantity.
+        layers: Names of the layers to show; None for all.
+    """
     found = [depth_values(each.result, value) for each in drawn]
     log = value in ("power", "noise")
     panel = Panel(DEPTHS[value], [values for values, _ in found], [errors for _, errors in found], log)
@@ -159,7 +190,7 @@ def layer_table(drawn: Sequence[Drawn[Result]], layers: Collection[str] | None =
                 "layer": str(result.layer[place]),
                 "kind": str(result.kind[place]),
             }
-            row["size"] = result.sizes[place]
+            row |= {"size": result.sizes[place], "rings": result.rings}
             for label, (values, errors) in found.items():
                 row[label] = float(values[place])
                 if errors is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.by_depth import draw_by_depth, legend_of_marks
+from analyze.by_depth import draw_by_depth, heading, legend_of_marks
 from analyze.drawing import GREY, in_order, model_name, new_figure, plain_axes, title
 from analyze.fourier.spec import HALF, HIGH, Result
 
@@ -85,7 +85,7 @@ def _panels(results: Sequence[Result]) -> tuple[Figure, list[Axes], Axes]:
         tops.append(fig.add_subplot(grid[0, column], sharey=tops[0] if tops else None))
         tops[-1].tick_params(labelleft=column == 0)
     bottom = fig.add_subplot(grid[1, :])
-    fig.suptitle(title(results[0]), fontsize=10)
+    fig.suptitle(heading(results), fontsize=10)
     return fig, tops, bottom
 
 

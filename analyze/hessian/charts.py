@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analyze.charting import NEUTRAL, Drawn, faded, new_chart, text
-from analyze.hessian.figures import _smoothed
+from analyze.hessian.figures import _smoothed, _spectrum_label
 from analyze.hessian.kernel import kernel_density
 from analyze.hessian.spec import Density, Result
 
@@ -134,6 +134,8 @@ def traces(drawn: Sequence[Drawn[Result]], mean: bool = False) -> go.Figure:
         what = "mean eigenvalue" if mean else "trace"
         count = len(found.samples)
         told = f"{what} %{{x:.4g}} ± {found.stderr * scale:.2g}<br>standard error over {count} probes"
+        if count == 1:
+            told = f"{what} %{{x:.4g}}<br>of one probe, which tells no standard error"
         figure.add_trace(
             go.Scatter(
                 x=found.samples * scale, y=np.full(count, place) + 0.22, mode="markers", name=f"{name}, samples",
@@ -170,7 +172,10 @@ def max_spectrum(
     figure.update_yaxes(title="density per decade" if logarithmic else "density (1/nat)", rangemode="tozero", row=1)
     figure.update_yaxes(range=[len(drawn) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False, row=2)
     figure.update_xaxes(type="log" if logarithmic else "linear")
-    figure.update_xaxes(title=f"{which} eigenvalues of mini-batches' Hessians (nats)", row=2)
+    label = f"{which} eigenvalues of mini-batches' Hessians (nats)"
+    if which == "largest":
+        label = _spectrum_label([each.result for each in drawn])
+    figure.update_xaxes(title=label, row=2)
     return figure
 
 

@@ -195,10 +195,10 @@ def _smoothed(values: np.ndarray, logarithmic: bool) -> tuple[np.ndarray, np.nda
 
 
 def _spectrum_label(results: Sequence[Result]) -> str:
-    magnitude = any((result.config or {}).get("which") == "magnitude" for result in results)
+    orders = {"magnitude" if (each.config or {}).get("which") == "magnitude" else "value" for each in results}
+    by = "" if orders == {"value"} else f" by {' or '.join(sorted(orders))}"
     tops = {result.max_spectrum.largest.shape[1] for result in results if result.max_spectrum is not None}
-    top = f"top {'/'.join(map(str, sorted(tops)))}" + (" by magnitude" if magnitude else "")
-    return f"eigenvalues of mini-batches' Hessians, {top} of each (nats)"
+    return f"eigenvalues of mini-batches' Hessians, top {'/'.join(map(str, sorted(tops)))}{by} of each (nats)"
 
 
 def _source(result: Result) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from analyze.chart_parts import highest, in_order, label_panels, legend_above_panels, line, side_by_side
 from analyze.charting import NEUTRAL, Drawn, new_chart, text
 from analyze.layered import measured
+from analyze.robustness.figures import beyond
 from analyze.robustness.spec import FrequencyNoise, Result, band_name, noise_name, other_options
 
 if TYPE_CHECKING:
@@ -157,25 +158,23 @@ def half_strengths(drawn: Sequence[Drawn[Result]]) -> go.Figure:
         x, named = _centres(noise), [band_name(noise, band) for band in range(len(noise.bins))]
         curve = line(x, noise.sigma_half, noise.sigma_half_stderr, each.name, each.color, "%{text}", named)
         figure.add_trace(curve)
-        for side, limit, symbol, where in (
-            (-1, tried[0] / 1.25 / apart**number, "triangle-down", "below"),
-            (1, tried[-1] * 1.25 * apart**number, "triangle-up", "above"),
+        for side, factor, symbol, where in (
+            (-1, 1 / 1.25 / apart**number, "triangle-down", "below"),
+            (1, 1.25 * apart**number, "triangle-up", "above"),
         ):
-            beyond = np.flatnonzero(noise.sigma_half_side == side)
-            if len(beyond):
-                end = noise.sigma[0] if side < 0 else noise.sigma[-1]
-                name = f"{each.name}: {where} {end:g}, no strength there was tried"
+            bands, last = beyond(noise, side)
+            if len(bands):
                 figure.add_trace(
                     go.Scatter(
-                        x=x[beyond],
-                        y=np.full(len(beyond), limit),
-                        name=text(name),
-                        text=[named[band] for band in beyond],
+                        x=x[bands],
+                        y=last * factor,
+                        name=text(f"{each.name}: {where} those tried"),
+                        text=[f"{named[band]}: {where} {end:g}" for band, end in zip(bands, last, strict=True)],
                         mode="markers",
                         marker={"color": each.color, "symbol": symbol, "size": 9},
                         legendgroup=text(each.name),
                         showlegend=False,
-                        hovertemplate=f"%{{text}}: <b>{where} {end:g}</b>",
+                        hovertemplate="%{text}, no strength there was tried",
                     )
                 )
     _band_axes(figure, drawn, "sigma_half")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from analyze.chart_parts import bars, line
 from analyze.charting import Drawn, new_chart
 from analyze.robustness.charts import columns, part_about, value_axis, with_errors
-from analyze.robustness.corruption_errors import mean_accuracies, whole_kinds
+from analyze.robustness.corruption_errors import whole_kinds
 from analyze.robustness.spec import Corruptions, Result
+from analyze.robustness.tables import _stderr
 from data_cache.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ CORRUPTED = {
 }
 """What `corruptions` and `over_severities` show."""
 
+_GROUPED = {"accuracy": "group_correct", "nll": "group_nll", "flip_rate": "group_flips"}
+"""Sums over each group of images, where they are kept."""
+
 
 def corruptions(drawn: Sequence[Drawn[Result]], value: str = "accuracy", severity: int | None = None) -> go.Figure:
     """One of `CORRUPTED` for each kind of corruption as bars with standard errors; the models side by side.
@@ -34,11 +39,12 @@ def corruptions(drawn: Sequence[Drawn[Result]], value: str = "accuracy", severit
     Args:
         drawn: Comparable results with corruptions.
         value: Which quantity.
-        severity: How strong; None for the mean over the severities of kinds that were computed at each.
+        severity: How strong; None for the mean over the severities that all of them have.
     """
     figure = new_chart(460)
+    levels = shared_severities(drawn) if severity is None else [severity]
     for each in drawn:
-        names, values, errors = corrupted_values(each.result, value, severity)
+        names, values, errors = corrupted_values(_corrupted(each), value, levels)
         figure.add_trace(bars([name.replace("_", " ") for name in names], values, errors, each.name, each.color))
         clean = getattr(each.result.corruptions, f"clean_{value}", None)
         if clean is not None:
@@ -49,31 +55,38 @@ def corruptions(drawn: Sequence[Drawn[Result]], value: str = "accuracy", severit
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_xaxes(type="category", tickangle=-45)
     value_axis(figure, value)
-    figure.update_yaxes(title_text=CORRUPTED[value])
+    figure.update_yaxes(title_text=CORRUPTED[value] + (f",<br>{_mean_of(levels)}" if severity is None else ""))
     return figure
 
 
-def corrupted_values(result: Result, value: str, severity: int | None) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Kinds of corruption, one of `CORRUPTED` of each, and its standard error (NaN where it isn't known).
+def corrupted_values(found: Corruptions, value: str, levels: Sequence[int]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Kinds computed at each of these severities, the mean of one of `CORRUPTED` over them, and its standard error.
 
-    Args:
-        result: With corruptions.
-        value: Which quantity.
-        severity: How strong; None for the mean over the severities of kinds that were computed at each.
+    The error is that of the severity if there is one, else over groups of images (NaN of what has no groups).
     """
-    found = result.corruptions
-    assert found is not None
-    if severity is None:
-        rows = whole_kinds(found)
-        values, errors = getattr(found, value)[rows].mean(axis=1), np.full(len(rows), np.nan)
-        if value == "accuracy" and len(rows):
-            errors = np.array([mean.error for mean in mean_accuracies(found)[1:]], dtype=np.float64)
+    found = at_severities(found, levels)
+    rows = whole_kinds(found)
+    whole, stderr = with_errors(found, value)
+    sums = getattr(found, _GROUPED.get(value, ""), None)
+    if len(found.severity) == 1:
+        errors = stderr[rows, 0]
+    elif sums is None:
+        errors = np.full(len(rows), np.nan)
     else:
-        (columns,) = np.nonzero(found.severity == severity)
-        whole, stderr = with_errors(found, value)
-        rows = np.flatnonzero(~np.isnan(whole[:, columns]).all(axis=1)) if len(columns) else np.zeros(0, dtype=int)
-        values, errors = (each[rows, columns[0]] if len(rows) else np.zeros(0) for each in (whole, stderr))
+        errors = np.array([_stderr(sums[row].mean(axis=0), found.group_images) for row in rows])
+    values = whole[rows].mean(axis=1) if len(rows) else np.zeros(0)
     return [str(found.corruption[row]) for row in rows], values, errors
+
+
+def at_severities(found: Corruptions, levels: Sequence[int]) -> Corruptions:
+    """The same at those of these severities that it has."""
+    kept = np.isin(found.severity, levels)
+    cut: dict[str, Any] = {}
+    for field in fields(found):
+        dims = field.metadata["array"].dims
+        if "severity" in dims:
+            cut[field.name] = np.compress(kept, getattr(found, field.name), axis=dims.index("severity"))
+    return replace(found, **cut)
 
 
 def over_severities(drawn: Sequence[Drawn[Result]], kind: str, value: str = "accuracy") -> go.Figure:
@@ -97,19 +110,27 @@ def severities(drawn: Sequence[Drawn[Result]]) -> list[int]:
     return sorted({int(severity) for each in drawn for severity in _corrupted(each).severity})
 
 
+def shared_severities(drawn: Sequence[Drawn[Result]]) -> list[int]:
+    """Severities that all results have, ascending."""
+    return [level for level in severities(drawn) if all(level in _corrupted(each).severity for each in drawn)]
+
+
+def _mean_of(levels: Sequence[int]) -> str:
+    return f"mean of severities {', '.join(map(str, levels))}" if levels else "no severity in common"
+
+
 def corruption_table(drawn: Sequence[Drawn[Result]], value: str = "accuracy") -> dict[str, list[Any]]:
     """One of `CORRUPTED` as columns by heading, a row for each model and kind.
 
-    With the mean over severities, and of all models but the first their corruption errors (Hendrycks & Dietterich,
-    "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019) relative to it.
+    With the mean over the severities that all have, and of all models but the first their corruption errors there
+    (Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
+    2019) relative to it.
     """
-    levels, rows = severities(drawn), []
+    levels, shared, rows = severities(drawn), shared_severities(drawn), []
     for each in drawn:
         found = _corrupted(each)
-        means = {
-            name: (mean, error) for name, mean, error in zip(*corrupted_values(each.result, value, None), strict=True)
-        }
-        relative = _relative(drawn[0], each)
+        means = {name: (mean, error) for name, mean, error in zip(*corrupted_values(found, value, shared), strict=True)}
+        relative = _relative(drawn[0], each, shared)
         for row, kind in enumerate(map(str, found.corruption)):
             measured = {
                 int(level): float(told) for level, told in zip(found.severity, getattr(found, value)[row], strict=True)
@@ -123,7 +144,7 @@ def corruption_table(drawn: Sequence[Drawn[Result]], value: str = "accuracy") ->
         "model",
         "corruption",
         *(f"severity {level}" for level in levels),
-        "mean",
+        _mean_of(shared),
         "± mean",
         error,
         f"± {error}",
@@ -137,13 +158,14 @@ def about(drawn: Sequence[Drawn[Result]]) -> str:
     return f"{part_about(drawn, 'corruptions')} Pictures: {sources}."
 
 
-def _relative(reference: Drawn[Result], each: Drawn[Result]) -> dict[str, tuple[float, float]]:
+def _relative(reference: Drawn[Result], each: Drawn[Result], levels: Sequence[int]) -> dict[str, tuple[float, float]]:
     """Corruption error of each kind and its standard error; empty for the reference, or where nothing is in common."""
     if each is reference:
         return {}
     paired = each.result.pairing() == reference.result.pairing()
     try:
-        errors = _corrupted(each).relative_to(_corrupted(reference), paired=paired)
+        ours, theirs = (at_severities(_corrupted(one), levels) for one in (each, reference))
+        errors = ours.relative_to(theirs, paired=paired)
     except InputError:
         return {}
     return {

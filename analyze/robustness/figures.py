@@ -68,8 +68,7 @@ def _noise(results: Sequence[Result]) -> Figure:
         _accuracy_by_model(top, results)
     for place, result in enumerate(results):
         _sigma_half(bottom, result, MODELS[place % len(MODELS)], (place - (len(results) - 1) / 2) * 0.006)
-    first = _noise_of(results[0])
-    sigma = first.sigma
+    first, sigma = _noise_of(results[0]), np.unique(np.concatenate([_noise_of(result).sigma for result in results]))
     bottom.set_yscale("log")
     bottom.set_ylim(sigma[0] / 1.6, sigma[-1] * 1.6)
     bottom.set_yticks(sigma, [f"{value:g}" for value in sigma])
@@ -146,9 +145,16 @@ def _sigma_half(axes: Axes, result: Result, color: str, shift: float) -> None:
         centre, noise.sigma_half, yerr=np.nan_to_num(noise.sigma_half_stderr), fmt="o-", color=color, markersize=3.5,
         linewidth=1.2, capsize=2,
     )  # fmt: skip
-    for side, limit, marker in ((-1, noise.sigma[0] / 1.25, "v"), (1, noise.sigma[-1] * 1.25, "^")):
-        beyond = centre[noise.sigma_half_side == side]
-        axes.plot(beyond, np.full(len(beyond), limit), marker, color=color, markersize=5)
+    for side, factor, marker in ((-1, 1 / 1.25, "v"), (1, 1.25, "^")):
+        bands, last = beyond(noise, side)
+        axes.plot(centre[bands], last * factor, marker, color=color, markersize=5)
+
+
+def beyond(noise: FrequencyNoise, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bands whose strength at half accuracy is below (-1) or above (1) those tried, and the last one tried in each."""
+    tried = ~np.isnan(noise.accuracy)
+    bands = np.flatnonzero((noise.sigma_half_side == side) & tried.any(axis=0))
+    return bands, np.array([noise.sigma[tried[:, band]][0 if side < 0 else -1] for band in bands])
 
 
 def _heat_maps(results: Sequence[Result]) -> Figure:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyze.by_depth import draw_by_depth, legend_of_marks
-from analyze.drawing import new_figure, title
+from analyze.by_depth import draw_by_depth, heading, legend_of_marks
+from analyze.drawing import new_figure
 from analyze.variance.spec import Result
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def figures(result: Result, others: Sequence[Result] = ()) -> dict[str, Figure]:
     for axes in rows[:-1]:
         axes.tick_params(labelbottom=False)
     legend_of_marks(rows[0], results)
-    fig.suptitle(title(result), fontsize=10)
+    fig.suptitle(heading(results), fontsize=10)
     return {"": fig}
 
 

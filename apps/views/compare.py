@@ -48,18 +48,17 @@ def show(context: Context) -> None:
         return
     heading = _heading(analysis, list(headings))
     in_margins = _in_margins(heading)
-    lines = differences.drawable(headings[heading], in_margins)
-    if lines:
-        hidden = len(headings[heading]) - len(lines)
+    held = differences.drawable(headings[heading], in_margins)
+    if lines := held[: differences.MOST]:
         show_chart(
             differences.chart(comparison, lines, [each.color for each in chosen], in_margins=in_margins, of=heading),
             chosen,
             f"compare_{analysis}",
             paper=None,
-            note=f"The {len(lines)} that differ most for their errors; the table has {hidden} more." if hidden else "",
+            note=differences.left_out(headings[heading], held),
         )
     else:
-        st.info("These numbers have no standard errors, so there is no chart of them.")
+        st.info(differences.why_no_chart(headings[heading]))
     number = st.column_config.NumberColumn(format="%.4g")
     rows = differences.table(comparison, headings[heading])
     numbers = {name: number for name in rows[0] if name != "quantity" and not name.endswith(": *")}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from analyze.chart_parts import highest
 from analyze.fourier import charts
 from apps.chart import show_chart
-from apps.context import Chosen, Context
+from apps.context import Chosen, Context, escape
 from apps.layers import pick_layers, say_what_has_no_noise
 from apps.tables import show_table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def show(context: Context) -> None:
@@ -48,7 +52,8 @@ def _amplitude(chosen: Sequence[Chosen], layers: list[str] | None) -> None:
         help="relative: less that at frequency 0",
     )  # fmt: skip
     figure = charts.amplitude_spectra([each.drawn() for each in chosen], value, layers)
-    show_chart(figure, chosen, "fourier_amplitudes", note="A line for each layer. Zoom is linked.")
+    paper = "" if value == "relative_log_amplitude" else None
+    show_chart(figure, chosen, "fourier_amplitudes", paper=paper, note=_about_lines(figure))
 
 
 def _power(chosen: Sequence[Chosen], layers: list[str] | None) -> None:
@@ -59,21 +64,45 @@ def _power(chosen: Sequence[Chosen], layers: list[str] | None) -> None:
             help="in rings of frequencies around the origin, which is left out",
         )  # fmt: skip
         log = st.toggle("Logarithmic frequency", key="fourier_log_frequency", bind="query-params")
-    held = [each for each in chosen if highest(getattr(each.result, value)[:, 1:]) > 0]
-    if value == "model_noise_power":
-        say_what_has_no_noise(chosen, value, "Monte Carlo noise")
-    if held:
+    held = _with_noise(chosen) if value == "model_noise_power" else chosen
+    if held := _comparable(held):
         figure = charts.power_spectra([each.drawn() for each in held], value, log_frequency=log, layers=layers)
         paper = "noise" if value == "model_noise_power" else None
-        show_chart(figure, held, "fourier_powers", paper=paper, note="A line for each layer. Zoom is linked.")
+        show_chart(figure, held, "fourier_powers", paper=paper, note=_about_lines(figure))
 
 
 def _over_depth(chosen: Sequence[Chosen], layers: list[str] | None) -> None:
     value = st.selectbox(
         "Quantity", list(charts.DEPTHS), format_func=charts.DEPTHS.__getitem__, key="fourier_depth", bind="query-params"
     )
-    figure = charts.over_depth([each.drawn() for each in chosen], value, layers)
-    show_chart(figure, chosen, "fourier_over_depth", paper="noise" if value == "noise_share" else "")
+    if value in ("noise", "noise_share"):
+        chosen = _with_noise(chosen)
+    if value in charts.RINGED:
+        chosen = _comparable(chosen)
+    if chosen:
+        figure = charts.over_depth([each.drawn() for each in chosen], value, layers)
+        paper = {"high_frequency_amplitude": "", "noise_share": "noise"}.get(value)
+        show_chart(figure, chosen, "fourier_over_depth", paper=paper)
+
+
+def _with_noise(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """Those with Monte Carlo noise besides that of the mean; the page names the others."""
+    say_what_has_no_noise(chosen, "model_noise_power", "Monte Carlo noise")
+    return [each for each in chosen if highest(each.result.model_noise_power[:, 1:]) > 0]
+
+
+def _comparable(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """Those with the first one's kind of rings; the page names the others."""
+    if not chosen:
+        return []
+    kept, sentences = charts.comparable([each.drawn() for each in chosen])
+    for sentence in sentences:
+        st.info(escape(sentence))
+    return [each for each in chosen if any(each.result is one.result for one in kept)]
+
+
+def _about_lines(figure: go.Figure) -> str:
+    return f"A line for each layer. Zoom is linked. {charts.below_axis(figure)}"
 
 
 def _plane(chosen: Sequence[Chosen], names: list[str]) -> None:
@@ -81,7 +110,8 @@ def _plane(chosen: Sequence[Chosen], names: list[str]) -> None:
     figure = charts.planes([each.drawn() for each in chosen], layer)
     held = [each for each in chosen if layer in each.result.spectra]
     if figure is not None:
-        show_chart(figure, held, "fourier_planes", paper="spectra", note="Less the amplitude at the origin.")
+        paper = "spectra" if len(held) == 1 else None  # the command draws those of the first network alone
+        show_chart(figure, held, "fourier_planes", paper=paper, note="Less the amplitude at the origin.")
 
 
 def _without_unit(value: str) -> str:

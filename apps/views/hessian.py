@@ -60,7 +60,7 @@ def _spectrum(chosen: Sequence[Chosen]) -> None:
         if (found := each.result.extremes) is not None and not found.converged:
             notes.append(f"{each.name}: {charts.NOT_CONVERGED}")
     figure = charts.spectrum([each.drawn() for each in kept], width)
-    show_chart(figure, kept, "hessian_spectrum", note="; ".join(notes))
+    show_chart(figure, kept, "hessian_spectrum", paper="" if width == 1 else None, note="; ".join(notes))
 
 
 def _about_density(each: Chosen, width: float) -> str:
@@ -77,6 +77,8 @@ def _trace(chosen: Sequence[Chosen]) -> None:
     )
     counts = sorted({len(each.result.trace.samples) for each in kept})
     note = f"bars: standard error over {' or '.join(map(str, counts))} random vectors; ticks: the sample of each"
+    if counts == [1]:
+        note = "of one random vector, which tells no standard error"
     figure = charts.traces([each.drawn() for each in kept], mean)
     show_chart(figure, kept, "hessian_trace", paper=None, note=note)
 
@@ -95,7 +97,8 @@ def _max_spectrum(chosen: Sequence[Chosen]) -> None:
         return
     notes = [f"{each.name}: {_about_batches(each)}" for each in kept]
     figure = charts.max_spectrum([each.drawn() for each in kept], logarithmic=log, which=which)
-    show_chart(figure, kept, "hessian_max_spectrum", paper="max_spectrum", note="; ".join(notes))
+    paper = "max_spectrum" if which == "largest" else None
+    show_chart(figure, kept, "hessian_max_spectrum", paper=paper, note="; ".join(notes))
 
 
 def _about_batches(each: Chosen) -> str:
@@ -126,7 +129,8 @@ def _bits(kept: Sequence[Chosen]) -> None:
     st.subheader("Bits for each layer", anchor=False)
     limits = sorted({f"{each.result.quantization.mean_bits:g}" for each in kept})
     note = f"What costs least at {' or '.join(limits)} bits per weight on average, by each estimate of the cost."
-    show_chart(charts.bits([each.drawn() for each in kept]), kept, "hessian_bits", paper="blocks", note=note)
+    paper = "blocks" if len(kept) == 1 else None  # of several networks the command draws no bits
+    show_chart(charts.bits([each.drawn() for each in kept]), kept, "hessian_bits", paper=paper, note=note)
     columns: dict[str, list[Any]] = {name: [] for name in ("model", "cost by", "bits", "predicted", "measured")}
     for each in kept:
         found = each.result.quantization

@@ -16,7 +16,7 @@ if (!window.landscopeCameras) {
     `${chart.closest('[class*="st-key-"]')?.className.match(/st-key-\\S+/)} ${name}`;
   let turned, until = 0;  // a camera glides on after the hand has left it
   const touch = event => {
-    turned = event.target.closest?.('.js-plotly-plot');
+    turned = event.target.closest?.('.js-plotly-plot') ?? turned;
     until = Date.now() + 2000;
     keep();
   };

@@ -64,7 +64,11 @@ def _frequency_noise(chosen: Sequence[Chosen]) -> None:
         figure = charts.over_bands(drawn, value, sigma)
     dashed = "Dashed: without noise." if value in ("accuracy", "nll", "ece") else ""
     dotted = " Dotted: chance." if value == "accuracy" else ""
-    show_chart(figure, chosen, "robustness_noise", note=dashed + dotted)
+    # the command draws all strengths of one network, several at the strength that tells bands apart
+    paper = manner != "over strengths" if len(chosen) == 1 else sigma == charts.telling_strength(drawn)
+    show_chart(
+        figure, chosen, "robustness_noise", paper="" if paper and value == "accuracy" else None, note=dashed + dotted
+    )
     st.subheader("Strength at half accuracy", anchor=False)
     show_chart(
         charts.half_strengths(drawn), chosen, "robustness_half",
@@ -77,9 +81,10 @@ def _frequency_noise(chosen: Sequence[Chosen]) -> None:
 def _heat_map(chosen: Sequence[Chosen]) -> None:
     drawn = [each.drawn() for each in chosen]
     value = _value(heat_map_charts.WAVES, "robustness_wave_value")
+    in_figure = value == "error" or (value == "flip_rate" and len(chosen) == 1)
     show_chart(
-        heat_map_charts.heat_maps(drawn, value), chosen, "robustness_heat_maps", paper="heat_map",
-        note=heat_map_charts.about(drawn),
+        heat_map_charts.heat_maps(drawn, value), chosen, "robustness_heat_maps",
+        paper="heat_map" if in_figure else None, note=heat_map_charts.about(drawn),
     )  # fmt: skip
     if len(drawn) < 2:
         return
@@ -92,22 +97,29 @@ def _heat_map(chosen: Sequence[Chosen]) -> None:
     if figure is None:
         st.info("These two heat maps have other frequencies: there is no difference to show.")
     elif first != second:
-        show_chart(figure, [chosen[first], chosen[second]], "robustness_difference", paper="heat_map")
+        paper = "heat_map" if value == "error" else None
+        show_chart(figure, [chosen[first], chosen[second]], "robustness_difference", paper=paper)
 
 
 def _attacks(chosen: Sequence[Chosen]) -> None:
+    chosen = [each for each in chosen if len(each.result.adversarial.epsilon)]
     drawn = [each.drawn() for each in chosen]
     value = _value(attack_charts.ATTACKS, "robustness_attack_value")
     figure = attack_charts.attacks(drawn, value)
     if figure is None:
         st.info("No attack has been computed yet.")
         return
-    show_chart(figure, chosen, "robustness_attacks", paper="attacks", note=attack_charts.about(drawn))
+    paper = "attacks" if value == "accuracy" else None
+    show_chart(figure, chosen, "robustness_attacks", paper=paper, note=attack_charts.about(drawn))
     with st.expander("Numbers", icon=":material/table:"):
         show_table(attack_charts.attack_table(drawn), "robustness_attack_table")
 
 
 def _corruptions(chosen: Sequence[Chosen]) -> None:
+    chosen = [each for each in chosen if len(each.result.corruptions.corruption)]
+    if not chosen:
+        st.info("No corruption has been computed yet.")
+        return
     drawn = [each.drawn() for each in chosen]
     severities = corruption_charts.severities(drawn)
     with st.container(horizontal=True, vertical_alignment="top"):
@@ -117,19 +129,21 @@ def _corruptions(chosen: Sequence[Chosen]) -> None:
             bind="query-params",
         )  # fmt: skip
     level = None if severity == "mean" else severity
+    # the command draws each severity of one network, and of several the mean over those that the first one has
+    in_figure = len(chosen) == 1 or (level is None and corruption_charts.shared_severities(drawn) == severities)
     clean = "Dashed: not corrupted. " if value == "accuracy" else ""
     show_chart(
-        corruption_charts.corruptions(drawn, value, level), chosen, "robustness_corruptions", paper="corruptions",
+        corruption_charts.corruptions(drawn, value, level), chosen, "robustness_corruptions",
+        paper="corruptions" if value == "accuracy" and in_figure else None,
         note=clean + corruption_charts.about(drawn),
     )  # fmt: skip
     kinds = list(dict.fromkeys(str(kind) for each in drawn for kind in each.result.corruptions.corruption))
-    if kinds:
-        kind = st.selectbox(
-            "Over severity", kinds, format_func=lambda name: name.replace("_", " "),
-            key="robustness_corruption", bind="query-params", width=300,
-        )  # fmt: skip
-        figure = corruption_charts.over_severities(drawn, kind, value)
-        show_chart(figure, chosen, "robustness_severities", paper=None)
+    kind = st.selectbox(
+        "Over severity", kinds, format_func=lambda name: name.replace("_", " "), key="robustness_corruption",
+        bind="query-params", width=300,
+    )  # fmt: skip
+    figure = corruption_charts.over_severities(drawn, kind, value)
+    show_chart(figure, chosen, "robustness_severities", paper=None)
     show_table(corruption_charts.corruption_table(drawn, value), "robustness_corruption_table")
 
 

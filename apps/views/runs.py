@@ -28,12 +28,9 @@ def show(context: Context) -> None:
     """The table of run files, in step with the picker, and what can't be read."""
     numbers = Numbers([*context.chosen, *context.runs])
     broken = [run for run in context.runs if numbers.of(run) is not None and run.problem]
-    good = [run for run in context.runs if run not in broken]
+    bad = {run.key for run in broken}
+    good = [run for run in context.runs if run.key not in bad]
     if good:
-        st.caption(
-            "Tick rows to choose what all pages show; click a heading to sort. Accuracy and NLL are of the images of "
-            "the robustness analysis, curvature of those of the Hessian's."
-        )
         if numbers.left:
             _filled_in(numbers)
         _table(good, context.chosen, numbers)

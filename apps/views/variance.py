@@ -40,7 +40,8 @@ def show(context: Context) -> None:
     shown = [value for value in values if _has_any(chosen, value)]
     if shown:
         figure = charts.variances(drawn, shown, to_layer_before=ratio, log=log, layers=layers)
-        show_chart(figure, chosen, "variance_by_depth")
+        paper = "" if spread == "variance" and not ratio else None
+        show_chart(figure, chosen, "variance_by_depth", paper=paper)
     if source != "data":
         say_what_has_no_noise(chosen, "model_variance", "model variance")
     with st.expander("Numbers", icon=":material/table:"):

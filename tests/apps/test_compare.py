@@ -135,6 +135,25 @@ def test_what_has_no_error_is_not_drawn_in_margins(both):
     assert differences.drawable(bare, False)
 
 
+def test_what_is_not_drawn_is_counted_by_why(both):
+    lines = differences.by_heading(both("hessian").lines)[""]
+    held = differences.drawable(lines, True)
+    without = len(lines) - len(held)
+    assert without > 1 and len(held) > 0
+    assert differences.left_out(lines, held) == f"{without} without a difference or its standard error are not drawn."
+    many = held[:1] * (differences.MOST + 3)
+    assert differences.left_out(many, many) == "The 20 of 23 that differ most for their errors."
+    assert differences.left_out(held, held) == ""
+
+
+def test_corruption_errors_are_said_to_be_relative_already(both):
+    headings = differences.by_heading(both("robustness").lines)
+    assert not differences.drawable(headings["corruption error (%)"], False)
+    assert "relative to the first run already" in differences.why_no_chart(headings["corruption error (%)"])
+    bare = [line for line in both("hessian").lines if line.found[0] and line.found[0].bound is not None]
+    assert "no standard errors" in differences.why_no_chart(bare)
+
+
 @pytest.mark.parametrize("analysis", analyses())
 @pytest.mark.parametrize("margins", [False, True])
 def test_page_of_each_analysis(runs, analysis, margins):

@@ -1,5 +1,6 @@
 """The page of the Fourier analysis, without a browser."""
 
+import h5py
 import pytest
 from pages import charts, names, page, sentences
 from run_files import WITH, WITHOUT, truncated, without
@@ -39,7 +40,32 @@ def test_each_quantity_can_be_seen_over_depth(made, value):
     test = page("fourier", made, [WITHOUT, WITH], fourier_part="Over depth", fourier_depth=value)
     assert not test.exception
     (figure,) = charts(test)
-    assert names(figure) == [WITHOUT, WITH] and figure["layout"]["yaxis"]["title"]["text"] == DEPTHS[value]
+    assert figure["layout"]["yaxis"]["title"]["text"] == DEPTHS[value]
+    noise = value.startswith("noise")
+    assert names(figure) == ([WITH] if noise else [WITHOUT, WITH])
+    assert [sentence.replace("\\", "") for sentence in sentences(test)] == [
+        f"{WITHOUT} gives the same at every pass: no Monte Carlo noise."
+    ] * noise
+
+
+def other_rings(runs):
+    """A copy of a run whose rings are square, by name."""
+    without(runs / f"{WITH}.h5", runs / "square.h5")
+    with h5py.File(runs / "square.h5", "r+") as file:
+        file["fourier/radial_frequency"][-1] = 0.95
+    return "square"
+
+
+@pytest.mark.parametrize("settings", [
+    {"fourier_part": "Power"}, {"fourier_part": "Over depth", "fourier_depth": "power_share"},
+])  # fmt: skip
+def test_other_rings_are_named_and_left_out(runs, settings):
+    test = page("fourier", runs, [WITH, other_rings(runs)], **settings)
+    assert not test.exception and "rings are square" in sentences(test)[0]
+    assert "square" not in str([note.get("text") for note in charts(test)[0]["layout"].get("annotations", [])])
+    assert "square" not in names(charts(test)[0])
+    table = page("fourier", runs, [WITH, "square"], fourier_part="Numbers").dataframe[0].value
+    assert set(table["rings"]) == {"radial", "square"}
 
 
 def test_planes_are_shown_where_there_are_any(made, runs):

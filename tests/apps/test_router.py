@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from run_files import WITH, WITHOUT, empty, half_written, renamed, truncated
 from streamlit.testing.v1 import AppTest
@@ -221,6 +223,26 @@ def test_help_takes_less_than_a_second_of_work():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert told.returncode == 0 and "--root" in told.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def fill(path, value):
+    """Put a value into all arrays and numbers of floats in a run file."""
+
+    def change(_, item):
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            item[...] = np.full(item.shape, value, item.dtype)
+
+    with h5py.File(path, "r+") as file:
+        file.visititems(change)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [np.inf, np.nan, 0.0, -1.0, 3e38])
+@pytest.mark.parametrize("name", ["runs", *analyses(), "compare"])
+def test_whatever_numbers_a_file_holds_each_page_ends_with_a_picture_or_a_sentence(runs, name, value):
+    fill(runs / f"{WITH}.h5", value)
+    app = shown(runs, name, WITH, WITHOUT)
+    assert app.subheader[0].value == router.page_title(name) and not app.exception
 
 
 def test_app_loads_no_torch(runs):

@@ -164,7 +164,7 @@ def app(content: dict) -> str:
     pages = seconds["page change"]
     everything = [value for values in pages.values() for value in values]
     rows.append(["page change, all pages", _told(everything), f"{limits['page change']:g}"])
-    rows += [[f"page change: {name}", _told(values), ""] for name, values in pages.items()]
+    rows += [[f"page change: {name}", _told(values), f"{limits['page change']:g}"] for name, values in pages.items()]
     listed = seconds["runs listed"]
     rows.append([f"{content['files']} new run files listed", _told(listed["click"]), f"{limits['runs listed']:g}"])
     rows.append(["until all that is in them is shown", _told(listed["filled in"]), ""])

@@ -13,6 +13,8 @@ from analyze.fourier.charts import (
     DEPTHS,
     POWERS,
     amplitude_spectra,
+    below_axis,
+    comparable,
     depth_values,
     layer_table,
     over_depth,
@@ -80,6 +82,24 @@ def test_power_is_that_of_each_ring_but_the_origin(plain, smooth, value):
             assert np.array_equal(trace.error_y.array, errors, equal_nan=True)
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
     assert power_spectra([plain], value).layout.xaxis.type is None
+
+
+def test_small_powers_are_on_the_axis_and_what_rounding_left_is_counted(plain):
+    power = np.full_like(plain.result.power, 1e-3)
+    power[1, 3], power[2, 3:5] = 3e-9, 1e-17  # a soft blur leaves little, a box blur nothing
+    power[np.isnan(plain.result.power)] = np.nan
+    figure = power_spectra([plain._replace(result=replace(plain.result, power=power))])
+    low, high = figure.layout.yaxis.range
+    assert 10**low < 3e-9 and 10**low > 1e-10 and 10**high > 1e-3
+    assert below_axis(figure) == "2 points lie below the axis."
+    assert below_axis(power_spectra([plain])) == ""
+
+
+def test_results_with_other_rings_are_left_out_and_named(plain, smooth):
+    square = smooth._replace(result=replace(smooth.result, radial_frequency=smooth.result.radial_frequency / 2))
+    kept, sentences = comparable([plain, square, plain])
+    assert [each.name for each in kept] == ["plain", "plain"]
+    assert sentences == [f"{NAME} is not shown here: its rings are square, plain's radial."]
 
 
 def test_a_few_picked_layers_have_colours_and_a_legend_of_their_own(plain, smooth):

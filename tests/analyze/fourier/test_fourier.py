@@ -490,6 +490,19 @@ def test_figures_have_a_line_for_each_layer_and_an_image_for_each_plane():
     assert sum(len(axes.images) for axes in drawn["spectra"].axes) >= 2
 
 
+def test_figures_of_several_networks_are_titled_by_their_images():
+    from analyze.fourier.figures import figures
+
+    mcdo = fourier.compute(noise_subject(zoo_net("resnet_mcdo_18"), sizes=(2,)), Config(passes=2))
+    about = {"model": "a", "checkpoint": "a.safetensors", "images": 2, "data": "noise"}
+    first, second = mcdo.of({}, about), mcdo.of({}, about | {"checkpoint": "b.safetensors", "images": 3})
+    assert figures(first)["noise"].get_suptitle() == "a: 2 images of noise"
+    for figure in figures(first, [second]).values():
+        assert figure.get_suptitle() == "2 images of noise"
+        named = [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().texts]
+        assert named[:2] == ["a", "b (3 images of noise)"]
+
+
 def test_the_command_writes_run_file_table_and_figures(command, tiny_checkpoint, tmp_path):
     out = tmp_path / "run.h5"
     arguments = [

@@ -158,6 +158,25 @@ def test_trace_and_mean_eigenvalue_have_their_standard_error(result):
         np.testing.assert_allclose(samples.x, np.array([90, 110]) / scale)
 
 
+def test_one_probe_tells_no_standard_error(result):
+    once = dataclasses.replace(result, trace=Trace(90.0, np.nan, 0.0, np.array([90.0])))
+    told = named(charts.traces([drawn(once)]), "net")[1].hovertemplate
+    assert "nan" not in told and "one probe" in told
+    assert "± 10<br>standard error over 2 probes" in named(charts.traces([drawn(result)]), "net")[1].hovertemplate
+
+
+def test_eigenvalues_of_mini_batches_are_named_by_their_order(result):
+    by_magnitude = result.of({"which": "magnitude"}, {})
+
+    def label(results, **options):
+        return charts.max_spectrum([drawn(each) for each in results], **options).layout.xaxis2.title.text
+
+    assert label([result]) == "eigenvalues of mini-batches' Hessians, top 2 of each (nats)"
+    assert label([by_magnitude]) == "eigenvalues of mini-batches' Hessians, top 2 by magnitude of each (nats)"
+    assert "top 2 by magnitude or value of each" in label([result, by_magnitude])
+    assert label([result], which="smallest").startswith("smallest eigenvalues")
+
+
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_max_spectrum_shows_each_value_and_a_density_of_mass_one(result, logarithmic):
     curve, rug = charts.max_spectrum([drawn(result)], logarithmic=logarithmic).data

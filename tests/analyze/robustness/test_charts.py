@@ -9,6 +9,7 @@ from robustness_cases import TINY, network, subject
 from analyze import robustness
 from analyze.charting import Drawn, long_table
 from analyze.robustness import attack_charts, charts, corruption_charts, heat_map_charts
+from analyze.robustness.figures import figures
 from analyze.robustness.spec import Config, Result
 
 NAME = "a <b>bold</b> %{y} name"
@@ -89,6 +90,25 @@ def test_half_strengths_beyond_those_tried_are_triangles(drawn):
     both = charts.half_strengths([each, each])
     first, second = (trace.y[0] for trace in both.data if trace.marker.symbol == "triangle-up")
     assert first < second < 10 ** both.layout.yaxis.range[1]  # neither hides the other
+
+
+def test_triangles_stand_beyond_the_strengths_tried_in_their_own_band(drawn):
+    accuracy = drawn[0].result.frequency_noise.accuracy.copy()
+    accuracy[1, 2] = np.nan  # not computed yet
+    noise = replace(
+        drawn[0].result.frequency_noise,
+        accuracy=accuracy,
+        sigma_half=np.full(4, np.nan),
+        sigma_half_stderr=np.full(4, np.nan),
+        sigma_half_side=np.array([0, 1, 1, 0]),
+    )
+    each = drawn[0]._replace(result=replace(drawn[0].result, frequency_noise=noise))
+    _, above = charts.half_strengths([each]).data
+    assert list(above.text) == ["0.25-0.5 pi: above 0.4", "0.5-0.75 pi: above 0.1"]
+    assert np.allclose(above.y, [0.5, 0.125])
+    (bottom,) = [axes for axes in figures(each.result)[""].axes if axes.get_yscale() == "log"]
+    arrows = next(line for line in bottom.lines if line.get_marker() == "^")
+    assert np.allclose(arrows.get_ydata(), [0.5, 0.125])
 
 
 def test_the_strength_that_tells_bands_apart(drawn):
@@ -180,6 +200,42 @@ def test_corruptions_are_bars_of_each_model(drawn):
     assert not corruption_charts.corruptions(drawn, severity=5).data[0].x
 
 
+def at_first_severity(each):
+    """The same network, of which the first severity alone was asked for."""
+    found = each.result.corruptions
+    cut = corruption_charts.at_severities(found, [1])
+    assert np.array_equal(cut.severity, [1]) and np.array_equal(cut.nll, found.nll[:, :1])
+    assert np.array_equal(cut.group_flips, found.group_flips[:, :1])
+    return each._replace(result=replace(each.result, corruptions=cut))
+
+
+def test_means_are_over_the_severities_that_all_have(drawn):
+    whole, less = drawn[0], at_first_severity(drawn[0])
+    figure = corruption_charts.corruptions([whole, less], "nll")
+    stored = whole.result.corruptions.nll[:, 0]
+    assert [list(trace.y) for trace in figure.data] == [list(stored)] * 2
+    assert figure.layout.yaxis.title.text.endswith("mean of severities 1")
+    table = corruption_charts.corruption_table([whole, less], "nll")
+    assert table["mean of severities 1"] == [*stored, *stored] and "severity 3" in table
+    assert table["corruption error (% of plain's)"][1] == pytest.approx(100)
+    other = corruption_charts.at_severities(whole.result.corruptions, [3])
+    other = whole._replace(result=replace(whole.result, corruptions=other))
+    figure = corruption_charts.corruptions([less, other])
+    assert not any(len(trace.y) for trace in figure.data)
+    assert "no severity in common" in figure.layout.yaxis.title.text
+    assert all(np.isnan(corruption_charts.corruption_table([less, other])["no severity in common"]))
+
+
+@pytest.mark.parametrize(("value", "sums"), [("nll", "group_nll"), ("flip_rate", "group_flips")])
+def test_means_over_severities_have_the_errors_of_their_groups(drawn, value, sums):
+    found = drawn[0].result.corruptions
+    (trace, _) = corruption_charts.corruptions(drawn, value).data
+    held = found.group_images > 0
+    shares = (getattr(found, sums)[0].mean(axis=0) / found.group_images.clip(1))[held]  # one image in each
+    assert trace.y[0] == pytest.approx(shares.mean())
+    assert trace.error_y.array[0] == pytest.approx(shares.std(ddof=1) / np.sqrt(len(shares)))
+
+
 def test_a_corruption_over_severities(drawn):
     for trace, each in zip(corruption_charts.over_severities(drawn, "contrast").data, drawn, strict=True):
         assert np.array_equal(trace.x, [1, 3]) and np.array_equal(trace.y, each.result.corruptions.accuracy[0])
@@ -213,13 +269,13 @@ def test_tables_hold_the_stored_numbers(drawn):
 
 
 def test_names_are_text_wherever_they_stand(drawn):
-    figures = [
+    drawings = [
         charts.over_bands(drawn, "accuracy", 0.4), charts.over_bands(drawn), charts.half_strengths(drawn),
         charts.over_strengths(drawn, "0-0.25 pi"), heat_map_charts.heat_maps(drawn), attack_charts.attacks(drawn),
         heat_map_charts.heat_map_difference(*drawn), corruption_charts.corruptions(drawn),
         corruption_charts.over_severities(drawn, "contrast"),
     ]  # fmt: skip
-    for figure in figures:
+    for figure in drawings:
         assert "<b>bold" not in figure.to_json()
         assert not any("bold" in (trace.hovertemplate or "") for trace in figure.data)
-    assert any(NAME in row[0] for row in long_table(figures[0]))
+    assert any(NAME in row[0] for row in long_table(drawings[0]))

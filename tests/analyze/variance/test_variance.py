@@ -303,6 +303,18 @@ def test_figures_overlay_models_and_leave_out_what_is_nothing():
     assert [names[int(x)] for x in line.get_xdata()] == dnn.layer.tolist()
 
 
+def test_a_figure_of_several_networks_is_titled_by_their_images():
+    from analyze.variance.figures import figures
+
+    found = variance.compute(noise_subject(zoo_net("resnet_mcdo_18")), Config(passes=2))
+    about = {"model": "a", "checkpoint": "a.safetensors", "images": 2, "data": "noise"}
+    first, second = found.of({}, about), found.of({}, about | {"checkpoint": "b.safetensors", "images": 3})
+    assert figures(first)[""].get_suptitle() == "a: 2 images of noise"
+    figure = figures(first, [second])[""]
+    assert figure.get_suptitle() == "2 images of noise"
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts][:2] == ["a", "b (3 images of noise)"]
+
+
 def test_the_command_writes_run_file_table_and_figure(command, tiny_checkpoint, tmp_path):
     out = tmp_path / "run.h5"
     arguments = [

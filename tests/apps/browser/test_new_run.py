@@ -69,4 +69,4 @@ def test_no_results_yet_is_a_sentence(tmp_path, browser, page, pictures):
     with explorer(tmp_path) as running:
         opened(page, running.url)
         page.screenshot(path=pictures / "runs_none.png")
-        assert "no" in page.get_by_test_id("stMain").inner_text()
+        assert "There are no run files below" in page.get_by_test_id("stMain").inner_text()
