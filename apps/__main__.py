@@ -24,6 +24,8 @@ def command_line(arguments: Sequence[str] | None = None) -> list[str]:
     options = parser.parse_args(arguments)
     if not 0 < options.port < 65536:
         parser.error(f"--port must be from 1 to 65535, not {options.port}")
+    if options.root is not None and not options.root.is_dir():
+        parser.error(f"--root {options.root} is not a folder")
     # what keeps it safe is in .streamlit/config.toml beside it, which overrides settings of the user's own
     flags = {"server.port": str(options.port), "server.headless": str(options.no_browser).lower()}
     command = [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("explorer.py"))]

@@ -126,33 +126,46 @@ def chart(
     return figure
 
 
-def table(comparison: Comparison, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """A row for each line: value and error of each run, and difference, error and mark of each further one.
+COLUMNS = {
+    "value": "{}", "error": "{}: ±", "bound": "{}: residual", "difference": "{}: difference",
+    "difference error": "{}: ± of it", "star": "{}: *",
+}  # fmt: skip
+"""What a table says of each run, and its headings with the run's name."""
 
-    The columns of a run begin with its name. An error in brackets in the command's table, a bound, is in the same
-    column as the standard errors, and its mark says so.
+
+def table(comparison: Comparison, lines: Sequence[Line]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row for each line: value and standard error of each run, and difference, error and mark of each further one.
+
+    What is a bound on the error and no standard error, an eigenvalue's residual, has a column of its own. Columns that
+    are empty in all rows are left out.
+
+    Returns:
+        Rows, and the headings of their columns, whose own names do not depend on those of the runs.
     """
-    first, *others = (entry.name for entry in comparison.stored)
     rows = []
     for line in lines:
-        cells: dict[str, Any] = {"quantity": line.name, **_value(first, line, 0)}
-        for place, name in enumerate(others):
-            found = line.differences[place] or Difference(math.nan, math.nan)
-            cells |= _value(name, line, place + 1) | {
-                f"{name}: difference": None if math.isnan(found.value) else found.value,
-                f"{name}: ± of it": None if math.isnan(found.value + found.error) else found.error,
-                f"{name}: *": "*" if found.is_marked else "",
-            }
+        cells: dict[str, Any] = {"quantity": line.name}
+        for place, quantity in enumerate(line.found):
+            numbers = (None,) * 3 if quantity is None else (quantity.value, quantity.error, quantity.bound)
+            values = dict(zip(("value", "error", "bound"), map(_number, numbers), strict=True))
+            if place:
+                found = line.differences[place - 1] or Difference(math.nan, math.nan)
+                values["difference"] = _number(found.value)
+                values["difference error"] = _number(found.error) if values["difference"] is not None else None
+                values["star"] = "*" if found.is_marked else ""
+            cells |= {f"{name} {place}": value for name, value in values.items()}
         rows.append(cells)
-    return rows
+    headings = {
+        f"{kind} {place}": heading.format(entry.name)
+        for place, entry in enumerate(comparison.stored)
+        for kind, heading in COLUMNS.items()
+        if any(row.get(f"{kind} {place}") not in (None, "") for row in rows)
+    }
+    return [{"quantity": row["quantity"], **{key: row[key] for key in headings}} for row in rows], headings
 
 
-def _value(name: str, line: Line, place: int) -> dict[str, Any]:
-    quantity = line.found[place]
-    if quantity is None:
-        return {name: None, f"{name}: ±": None}
-    error = quantity.error if quantity.bound is None else quantity.bound
-    return {name: float(quantity.value), f"{name}: ±": None if error is None or math.isnan(error) else float(error)}
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _point(found: Any, in_margins: bool) -> tuple[float, float | None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import streamlit as st
 
@@ -59,10 +60,15 @@ def show(context: Context) -> None:
         )
     else:
         st.info(differences.why_no_chart(headings[heading]))
-    number = st.column_config.NumberColumn(format="%.4g")
-    rows = differences.table(comparison, headings[heading])
-    numbers = {name: number for name in rows[0] if name != "quantity" and not name.endswith(": *")}
-    st.dataframe(rows, hide_index=True, column_config=numbers, placeholder="")
+    rows, columns = differences.table(comparison, headings[heading])
+    config: dict[str, Any] = {
+        key: st.column_config.TextColumn(label)
+        if label.endswith("*")
+        else st.column_config.NumberColumn(label, format="%.4g")
+        for key, label in columns.items()
+    }
+    config["quantity"] = st.column_config.TextColumn(pinned=True)
+    st.dataframe(rows, hide_index=True, column_config=config, placeholder="")
     st.caption(MARKED)
 
 

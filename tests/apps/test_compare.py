@@ -65,25 +65,29 @@ def test_numbers_are_those_of_the_command(runs, both, analysis):
 
 def test_table_has_values_differences_errors_and_marks(both):
     comparison = both("robustness")
-    rows = differences.table(comparison, comparison.lines)
+    rows, headings = differences.table(comparison, comparison.lines)
+    assert headings["value 0"] == WITHOUT and headings["difference 1"] == f"{WITH}: difference"
     assert [row["quantity"] for row in rows] == [line.name for line in comparison.lines]
     for row, line in zip(rows, comparison.lines, strict=True):
         a, b = (None if quantity is None else quantity.value for quantity in line.found)
-        assert (row[WITHOUT], row[WITH]) == pytest.approx((a, b), nan_ok=True)
+        shown = (math.nan if row[key] is None else row[key] for key in ("value 0", "value 1"))
+        assert tuple(shown) == pytest.approx(tuple(math.nan if each is None else each for each in (a, b)), nan_ok=True)
         if a is not None and b is not None and math.isfinite(a - b):
-            assert row[f"{WITH}: difference"] == pytest.approx(b - a, rel=1e-6, abs=1e-12)
-            assert row[f"{WITH}: *"] == "*" * line.differences[0].is_marked
-    assert any(row[f"{WITH}: ± of it"] for row in rows)
+            assert row["difference 1"] == pytest.approx(b - a, rel=1e-6, abs=1e-12)
+            assert row.get("star 1", "") == "*" * line.differences[0].is_marked
+    assert any(row["difference error 1"] for row in rows)
 
 
 def test_bound_of_an_eigenvalue_is_in_the_table_and_its_difference_has_no_mark(both):
     comparison = both("hessian")
-    rows = {row["quantity"]: row for row in differences.table(comparison, comparison.lines)}
-    largest = rows["largest eigenvalues: 1"]
-    assert largest[f"{WITH}: ±"] == next(
-        line.found[1].bound for line in comparison.lines if line.name == "largest eigenvalues: 1"
-    )
-    assert largest[f"{WITH}: ± of it"] is None and largest[f"{WITH}: *"] == ""
+    rows, headings = differences.table(comparison, comparison.lines)
+    largest = next(row for row in rows if row["quantity"] == "largest eigenvalues: 1")
+    line = next(line for line in comparison.lines if line.name == "largest eigenvalues: 1")
+    assert largest["bound 1"] == line.found[1].bound and headings["bound 1"] == f"{WITH}: residual"
+    assert largest["error 1"] is largest["difference error 1"] is None and largest["star 1"] == ""
+    rows, headings = differences.table(comparison, [line])
+    assert rows[0].keys() == {"quantity"} | headings.keys()
+    assert "error 1" not in headings and "star 1" not in headings  # nothing would stand there
 
 
 def test_headings_come_with_the_most_telling_first_and_lose_no_line(both):
@@ -161,7 +165,7 @@ def test_page_of_each_analysis(runs, analysis, margins):
     assert len(app.dataframe) == 1 and len(app.get("plotly_chart")) + len(app.info) == 1
     assert f"Differences are to {WITHOUT}".replace("_", "\\_") in app.caption[0].value
     assert "the same images" in app.caption[0].value
-    assert set(app.dataframe[0].value.columns) >= {"quantity", WITHOUT, WITH, f"{WITH}: difference"}
+    assert set(app.dataframe[0].value.columns) >= {"quantity", "value 0", "value 1", "difference 1"}
 
 
 def test_every_heading_can_be_shown(runs):

@@ -185,10 +185,11 @@ def test_readme_has_a_section_for_each_analysis():
     assert section("python -m nothing") == ""
 
 
-def test_command_becomes_streamlit():
-    command = command_line(["--root", "a b; rm", "--port", "9000", "--no-browser"])
+def test_command_becomes_streamlit(tmp_path):
+    (tmp_path / "a b; rm").mkdir()
+    command = command_line(["--root", str(tmp_path / "a b; rm"), "--port", "9000", "--no-browser"])
     assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
-    assert command[-2:] == ["--", "--root=a b; rm"]
+    assert command[-2:] == ["--", f"--root={tmp_path / 'a b; rm'}"]
     assert {"--server.port=9000", "--server.headless=true"} <= set(command)
     assert "--" not in command_line([])
 
@@ -208,7 +209,7 @@ def test_settings_are_safe_wherever_it_is_started(tmp_path):
     assert told.stdout.split() == ["127.0.0.1", "True", "True", "False", "False"]
 
 
-@pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"], ["--nothing"]])
+@pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"], ["--nothing"], ["--root", "/no/such"]])
 def test_wrong_options_are_refused(arguments):
     with pytest.raises(SystemExit) as raised:
         command_line(arguments)
