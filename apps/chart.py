@@ -57,7 +57,7 @@ def show_chart(
         selection_mode="points",
         config={"displaylogo": False, "scrollZoom": False, "toImageButtonOptions": {"filename": key}},
     )
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap="small"):
         st.caption(escape(note) if note else "&nbsp;", width="stretch")
         with st.popover("Download", icon=":material/download:", type="tertiary", key=f"{key}_download"):
             _downloads(figure, chosen, key, paper)

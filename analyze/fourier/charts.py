@@ -238,7 +238,7 @@ def planes(drawn: Sequence[Drawn[Result]], layer: str) -> go.Figure | None:
         }
     )
     figure.update_xaxes(constrain="domain", uirevision=layer)
-    figure.update_yaxes(constrain="domain", scaleanchor="x", uirevision=layer)
+    figure.update_yaxes(constrain="domain", constraintoward="top", scaleanchor="x", uirevision=layer)
     label_panels(figure, "horizontal (π)", "vertical (π)")
     return figure
 

@@ -26,7 +26,7 @@ def heat_maps(drawn: Sequence[Drawn[Result]], value: str = "error") -> go.Figure
         drawn: Comparable results with heat maps.
         value: Which quantity.
     """
-    figure, cells = side_by_side([each.name for each in drawn], 470)
+    figure, cells = side_by_side([each.name for each in drawn], 470 if len(drawn) < 3 else 380)
     for each, (row, column) in zip(drawn, cells, strict=True):
         found = _waves(each)
         values, errors = getattr(found, value), getattr(found, f"{value}_stderr", None)
@@ -91,7 +91,7 @@ def _heat_map(found: HeatMap, values: np.ndarray, name: str, errors: np.ndarray 
 
 def _plane_axes(figure: go.Figure) -> None:
     figure.update_xaxes(constrain="domain")
-    figure.update_yaxes(constrain="domain", scaleanchor="x")
+    figure.update_yaxes(constrain="domain", constraintoward="top", scaleanchor="x")  # under their titles
     label_panels(figure, "horizontal (π rad/px)", "vertical (π rad/px)")
 
 

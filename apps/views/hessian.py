@@ -126,7 +126,7 @@ def _blocks(chosen: Sequence[Chosen]) -> None:
 
 
 def _bits(kept: Sequence[Chosen]) -> None:
-    st.subheader("Bits for each layer", anchor=False)
+    st.markdown("##### Bits for each layer")
     limits = sorted({f"{each.result.quantization.mean_bits:g}" for each in kept})
     note = f"What costs least at {' or '.join(limits)} bits per weight on average, by each estimate of the cost."
     paper = "blocks" if len(kept) == 1 else None  # of several networks the command draws no bits

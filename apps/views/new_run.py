@@ -34,7 +34,7 @@ def show(context: Context) -> None:
     _form(context)
     found = jobs.jobs(context.root)
     if found:
-        st.subheader("Started here", anchor=False)
+        st.markdown("##### Started here")
     active = [job for job in found if job.active]
     _active_jobs(context.root, tuple(job.folder.name for job in active))
     for job in found:

@@ -69,7 +69,7 @@ def _frequency_noise(chosen: Sequence[Chosen]) -> None:
     show_chart(
         figure, chosen, "robustness_noise", paper="" if paper and value == "accuracy" else None, note=dashed + dotted
     )
-    st.subheader("Strength at half accuracy", anchor=False)
+    st.markdown("##### Strength at half accuracy")
     show_chart(
         charts.half_strengths(drawn), chosen, "robustness_half",
         note="Where accuracy is half-way from clean to chance. Triangles: beyond the strengths that were tried.",
@@ -88,7 +88,7 @@ def _heat_map(chosen: Sequence[Chosen]) -> None:
     )  # fmt: skip
     if len(drawn) < 2:
         return
-    st.subheader("Difference", anchor=False)
+    st.markdown("##### Difference")
     names = [each.name for each in drawn]
     with st.container(horizontal=True):
         second = _model("Of", names, 1, "robustness_second")

@@ -43,7 +43,7 @@ def show(context: Context) -> None:
             "`python -m analyze --ckpt resnet_mcdo_smoothing_18`."
         )
     if broken:
-        st.subheader("Files that can't be read", anchor=False)
+        st.markdown("##### Files that can't be read")
         st.markdown("\n".join(f"- {escape(run.problem)}" for run in broken))
     numbers.go_on()
 
