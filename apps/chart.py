@@ -167,7 +167,7 @@ def interactive(figure: go.Figure) -> bytes:
 
     page = go.Figure(figure)
     page.update_layout(template="plotly_white", paper_bgcolor="white")
-    return page.to_html(include_plotlyjs=True).encode()
+    return page.to_html(include_plotlyjs=True, auto_play=False).encode()
 
 
 def table(figure: go.Figure) -> bytes:

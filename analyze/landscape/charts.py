@@ -15,10 +15,11 @@ from analyze.landscape.scene import AZIMUTH, ELEVATION, HEIGHT
 from analyze.landscape.shown import (
     LABELS,
     Shown,
+    axes_told,
     axis_label,
     caption,
     mean_over_frames,
-    one_frame,
+    one_pass,
 )
 from analyze.landscape.spec import Metric, Result
 
@@ -40,21 +41,22 @@ def surfaces(
 ) -> go.Figure:
     """Each model's surface in 3-D and its filled contours, with the same limits, levels and colours for all.
 
-    Passes are frames: the chart plays them, or shows one of them or their mean. Limits are over all frames. What was
-    not computed is grey, what is not finite has red crosses.
+    Passes are frames, by their numbers: the chart plays them, or shows one of them or their mean, which also stands
+    in where a model lacks a pass. Limits are over all frames. What was not computed is grey, what is not finite has
+    red crosses.
 
     Args:
         drawn: Surfaces; a curve is refused with a ValueError.
         metric: What is the height.
         percentile: Of all values, at which the picture is cut (metrics without an upper bound).
-        start: Place of the pass to show first; None for the mean of all.
+        start: Number of the pass to show first; None for the mean of all.
     """
     import plotly.graph_objects as go
 
     if any(len(each.result.y) == 1 for each in drawn):
         raise ValueError("a curve is no surface: give it to `curves`")
     pictures = [_pictures(each.result, metric) for each in drawn]
-    shared = palette(metric, [shown.value for frames in pictures for shown in frames], percentile)
+    shared = palette(metric, [shown.value for frames in pictures for shown in frames.values()], percentile)
     figure, places = _panels(drawn, metric, shared)
     moving: list[int] = []
     panels = [
@@ -62,13 +64,11 @@ def surfaces(
     ]
     for panel, frames in zip(panels, pictures, strict=True):
         moving += range(len(figure.data), len(figure.data) + Panel.MOVING)
-        figure.add_traces(panel.traces(_picture(frames, start), start))
+        figure.add_traces(panel.traces(frames.get(start, frames[None]), start))
         figure.add_traces(panel.fixed())
     figure.add_trace(_bar(metric, shared))
-    count = max(len(frames) for frames in pictures) - 1
-    if count > 0:
-        longest = max((each.result for each in drawn), key=lambda result: len(result.frame))
-        names = {"mean": None} | {str(number): place for place, number in enumerate(longest.frame)}
+    if numbers := passes_of([each.result for each in drawn]):
+        names = {"mean": None} | {str(number): number for number in numbers}
         figure.frames = [
             go.Frame(
                 name=name,
@@ -76,43 +76,60 @@ def surfaces(
                 data=[
                     trace
                     for panel, frames in zip(panels, pictures, strict=True)
-                    for trace in panel.changes(_picture(frames, place), place)
+                    for trace in panel.changes(frames.get(number, frames[None]), number)
                 ],
             )
-            for name, place in names.items()
+            for name, number in names.items()
         ]
-        _controls(figure, list(names), 0 if start is None else 1 + start % count)
+        _controls(figure, list(names), list(names.values()).index(start) if start in numbers else 0)
     return figure
 
 
-def _pictures(result: Result, metric: Metric) -> list[Shown]:
-    """The mean over passes, then each pass; only one where there is only one."""
-    shown = [mean_over_frames(result, metric)]
-    if len(result.frame) > 1:
-        shown += [one_frame(result, metric, place) for place in range(len(result.frame))]
-    return [each.coarse() for each in shown]
+def passes_of(results: Sequence[Result]) -> list[int]:
+    """Numbers of the passes that any of them has; none where each has only one."""
+    return sorted({int(number) for result in results if len(result.frame) > 1 for number in result.frame})
 
 
-def _picture(frames: Sequence[Shown], place: int | None) -> Shown:
-    """The mean, or a pass; of fewer passes than others have, they start again."""
-    return frames[0] if place is None or len(frames) == 1 else frames[1 + place % (len(frames) - 1)]
+def _pictures(result: Result, metric: Metric) -> dict[int | None, Shown]:
+    """The mean over passes under None, then each pass under its number; only one where there is only one."""
+    return {number: one_pass(result, metric, number).coarse() for number in (None, *passes_of([result]))}
 
 
 def notes(drawn: Sequence[Drawn[Result]], metric: Metric = "nll", percentile: float = 95.0) -> str:
     """What the marks of `surfaces` mean, what it cuts off, and what is missing."""
-    shown = [mean_over_frames(each.result, metric) for each in drawn]
-    frames = [picture for each in drawn for picture in _pictures(each.result, metric)]
+    pictures = [_pictures(each.result, metric) for each in drawn]
+    frames = [picture for each in pictures for picture in each.values()]
     shared = palette(metric, [frame.value for frame in frames], percentile).limits
     highest = max((float(frame.finite.max()) for frame in frames if frame.finite.size), default=shared.high)
-    sentences = ["white cross: the checkpoint"]
-    if any(best_point(each, metric) not in (None, one.result.center) for each, one in zip(shown, drawn, strict=True)):
-        sentences[0] += f", green triangle: the {best_of(metric)} point"
+    sentences = ["white cross (in 3-D a circle): the checkpoint"]
+    if any(_best_elsewhere(frame, metric) for frame in frames):
+        sentences[0] += f", green triangle (in 3-D a diamond): the {best_of(metric)} point"
     sentences += ["the same limits, levels and colours for all"] if len(drawn) > 1 else []
     sentences += [f"cut at {shared.high:.3g}, the highest point of all is at {highest:.3g}"] if shared.clipped else []
-    sentences += [_crosses(frames), *dict.fromkeys(map(_coarse, shown))]
-    sentences += ["grey: not computed"] if any(each.missing.any() for each in shown) else []
+    sentences += [_crosses(frames), *dict.fromkeys(_coarse(mean_over_frames(each.result, metric)) for each in drawn)]
+    sentences += ["grey: not computed"] if any(each.missing.any() for each in frames) else []
+    sentences += [axes_told(drawn), *_lacking(drawn)]
     sentences += [_outside(each.result) for each in drawn]
     return caption([each.result for each in drawn], *sentences, width=100_000)
+
+
+def _best_elsewhere(shown: Shown, metric: Metric) -> bool:
+    """Whether the best point has a mark of its own."""
+    best = best_point(shown, metric)
+    return best is not None and (shown.y[best[0]], shown.x[best[1]]) != (0, 0)
+
+
+def _lacking(drawn: Sequence[Drawn[Result]]) -> list[str]:
+    """Whose mean stands in for passes that others have."""
+    numbers = passes_of([each.result for each in drawn])
+    sentences = []
+    for each in drawn:
+        own = each.result.frame.tolist()
+        if each.result.stochastic and set(numbers) - set(own):
+            many = len(own) > 2 and own == list(range(own[0], own[-1] + 1))
+            told = f"{own[0]} to {own[-1]}" if many else ", ".join(map(str, own))
+            sentences.append(f"{each.name} has pass{'es' * (len(own) > 1)} {told} alone: its mean stands in for others")
+    return sentences
 
 
 def _panels(
@@ -146,6 +163,8 @@ def _panels(
         height, len(rows), columns, specs=rows, subplot_titles=titles, horizontal_spacing=0.06,
         vertical_spacing=0.04 if blocks == 1 else 0.06, row_heights=None if count == 1 else [0.56, 0.44] * blocks,
     )  # fmt: skip
+    if count > 1:
+        figure.update_layout(margin_t=56)  # the toolbar lies above the names
     places = []
     for number, each in enumerate(drawn):
         row, column = 1 + 2 * (number // columns), 1 + number % columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -319,12 +319,17 @@ def _barrier(axes: Axes, result: Result, x: np.ndarray, nll: np.ndarray, color: 
 # All metrics
 
 
+def metrics_of(result: Result) -> list[Metric]:
+    """What the figure `metrics` shows."""
+    norm: Metric = "loss" if result.weight_decay > 0 else "l2"
+    names: tuple[Metric, ...] = ("nll", "accuracy", "ece", norm)
+    return [name for name in names if mean_over_frames(result, name).finite.size] or ["nll"]
+
+
 def _metrics(result: Result) -> Figure:
     """NLL, accuracy, ECE and the norm of the weights; where there is nothing finite of one, that one is left out."""
-    shown = {name: mean_over_frames(result, name) for name in get_args(Metric)}
-    decays = result.weight_decay > 0
-    names = [name for name in ("nll", "accuracy", "ece", "loss" if decays else "l2") if shown[name].finite.size]
-    names = names or ["nll"]
+    names = metrics_of(result)
+    shown = {name: mean_over_frames(result, name) for name in names}
     fig = new_figure(1.4 + 2.9 * -(-len(names) // 2), 8.2 if len(names) > 1 else 5.0)
     panels = fig.subplots(-(-len(names) // 2), min(2, len(names)), squeeze=False, sharex=True)
     for axes, name in zip(panels.flat, names, strict=False):

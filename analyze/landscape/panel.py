@@ -63,9 +63,7 @@ def palette(metric: Metric, values: Sequence[np.ndarray], percentile: float = 95
     ends = [np.array(shared[:2])]
     levels = log_levels(ends, percentile=100) if unbounded else even_levels(ends)
     classes = len(levels) - 1 + unbounded
-    name = COLORS[metric]
-    name = {"Greys": "Greys_r", "viridis_r": "Viridis_r"}.get(name, name.capitalize())
-    return Palette(shared, levels, sample_colorscale(name, list(np.linspace(0, 1, classes))))
+    return Palette(shared, levels, sample_colorscale(COLORS[metric].capitalize(), list(np.linspace(0, 1, classes))))
 
 
 class Panel:
@@ -87,25 +85,25 @@ class Panel:
         self.scene = {"scene": place[0]}
         self.axes = {"xaxis": place[1].replace("axis", ""), "yaxis": place[2].replace("axis", "")}
 
-    def traces(self, shown: Shown, place: int | None) -> list[Any]:
+    def traces(self, shown: Shown, number: int | None) -> list[Any]:
         """What changes from frame to frame, as it is at first.
 
         Args:
             shown: What a frame shows.
-            place: Which pass this is; None for the mean.
+            number: Which pass this is; None for the mean.
         """
-        pairs = zip(self._looks(), self._values(shown, place), strict=True)
+        pairs = zip(self._looks(), self._values(shown, number), strict=True)
         return [kind(**look, **values) for (kind, look), values in pairs]
 
-    def changes(self, shown: Shown, place: int | None) -> list[Any]:
+    def changes(self, shown: Shown, number: int | None) -> list[Any]:
         """The same traces in another frame: only what is other than at first."""
-        pairs = zip(self._looks(), self._values(shown, place), strict=True)
+        pairs = zip(self._looks(), self._values(shown, number), strict=True)
         return [
             kind(**{key: look[key] for key in ("name", "meta") if key in look}, **values)
             for (kind, look), values in pairs
         ]
 
-    def _values(self, shown: Shown, place: int | None) -> list[dict[str, Any]]:
+    def _values(self, shown: Shown, number: int | None) -> list[dict[str, Any]]:
         finite = np.where(np.isfinite(shown.value), shown.value, np.nan).astype(np.float32)
         heights = {"x": shown.x, "y": shown.y, "z": finite}
         gaps = np.where(shown.missing, 0, np.where(shown.nonfinite, 1, np.nan)).astype(np.float32)
@@ -118,7 +116,7 @@ class Panel:
             {"x": line_x, "y": line_y},
             {**heights, "z": gaps if np.isfinite(gaps).any() else None},
             {key: value for key, value in self._marks(shown, PLANE_SYMBOLS).items() if key != "z"},
-            self._grid(shown, place),
+            self._grid(shown, number),
         ]
 
     def _looks(self) -> list[tuple[Any, dict[str, Any]]]:
@@ -232,11 +230,11 @@ class Panel:
         y = (shown.y[rows, None] + sizes[1] * arms * [1, 1, 1, -1, -1, -1]).ravel()
         return {"x": x, "y": y, "z": np.full(len(x), high - 0.004 * (high - low))}
 
-    def _grid(self, shown: Shown, place: int | None) -> dict[str, Any]:
+    def _grid(self, shown: Shown, number: int | None) -> dict[str, Any]:
         """Points that can't be seen, but pointed at and clicked: value and error of each."""
         x, y = (each.ravel().astype(np.float32) for each in np.meshgrid(shown.x, shown.y))
         numbers = [shown.value]
-        if (error := error_over_images(self.result, self.metric, place)) is not None:
+        if (error := error_over_images(self.result, self.metric, number)) is not None:
             numbers.append(error[np.ix_(np.isin(self.result.y, shown.y), np.isin(self.result.x, shown.x))])
         told = np.stack([each.ravel() for each in numbers], axis=1).astype(np.float32)
         return {"x": x, "y": y, "customdata": told}

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from analyze.charting import DRAWING, NEUTRAL, Drawn, faded, new_chart, text
 from analyze.landscape.scene import RED
-from analyze.landscape.shown import LABELS, axis_label, error_over_images, mean_over_frames, one_frame
-from analyze.landscape.spec import DONE, NOT_FINITE, Metric, Result
+from analyze.landscape.shown import (
+    LABELS,
+    axes_told,
+    axis_label,
+    caption,
+    error_over_images,
+    mean_over_frames,
+    one_pass,
+    place_of,
+)
+from analyze.landscape.spec import BINS, DONE, NOT_FINITE, Metric, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-
-def values_of(result: Result, metric: Metric, place: int | None = None) -> np.ndarray:
-    """(Y, X) a metric in a pass, or its mean over passes; NaN where missing."""
-    return (
-        mean_over_frames(result, metric) if place is None else one_frame(result, metric, _place(result, place))
-    ).value
+THIN = 0.7
+"""Width of the lines of single passes, in pixels."""
 
 
-def _place(result: Result, place: int) -> int:
-    return place % len(result.frame)
+def values_of(result: Result, metric: Metric, number: int | None = None) -> np.ndarray:
+    """(Y, X) a metric in the pass of this number, or where there is none its mean over passes; NaN where missing."""
+    return one_pass(result, metric, number).value
 
 
 def nearest(result: Result, x: float, y: float) -> tuple[int, int]:
@@ -60,7 +66,7 @@ def curves(drawn: Sequence[Drawn[Result]], metric: Metric = "nll") -> go.Figure:
 
 
 def slices(
-    drawn: Sequence[Drawn[Result]], metric: Metric = "nll", *, x: float = 0.0, y: float = 0.0, place: int | None = None
+    drawn: Sequence[Drawn[Result]], metric: Metric = "nll", *, x: float = 0.0, y: float = 0.0, number: int | None = None
 ) -> go.Figure:
     """The row and the column of each surface through the grid point nearest to (x, y), with errors over images.
 
@@ -69,31 +75,35 @@ def slices(
         metric: What is drawn.
         x: Where the column is taken.
         y: Where the row is taken.
-        place: Of a pass; None for the mean of all.
+        number: Of a pass; None for the mean of all, which also stands in where a model lacks it.
     """
     figure = new_chart(340, 1, 2, shared_yaxes=True, horizontal_spacing=0.03)
     for each in drawn:
         result = each.result
         row, column = nearest(result, x, y)
-        value, error = values_of(result, metric, place), error_over_images(result, metric, place)
+        value, error = values_of(result, metric, number), error_over_images(result, metric, number)
         for panel, (axis, line) in enumerate(((result.x, np.s_[row, :]), (result.y, np.s_[:, column])), start=1):
             along = None if error is None else error[line]
             _line(figure, each, axis, value[line], along, metric, (1, panel))
-            _crosses(figure, axis, value[line], ~np.isfinite(value[line]) & _done(result, place)[line], (1, panel))
-    if drawn:
-        row, column = nearest(drawn[0].result, x, y)
-        at_x, at_y = drawn[0].result.x[column], drawn[0].result.y[row]
-        figure.update_xaxes(title=f"x, at y = {at_y:.4g}", col=1)
-        figure.update_xaxes(title=f"y, at x = {at_x:.4g}", col=2)
-        for panel, at in ((1, at_x), (2, at_y)):
+            _crosses(figure, axis, value[line], one_pass(result, metric, number).nonfinite[line], (1, panel))
+    points = [nearest(each.result, x, y) for each in drawn]
+    at_x = sorted({float(each.result.x[column]) for each, (_, column) in zip(drawn, points, strict=True)})
+    at_y = sorted({float(each.result.y[row]) for each, (row, _) in zip(drawn, points, strict=True)})
+    for panel, (here, marks), (there, across) in ((1, ("x", at_x), ("y", at_y)), (2, ("y", at_y), ("x", at_x))):
+        cut = " or ".join(f"{at:.4g}" for at in across) + ", the nearest of each grid" * (len(across) > 1)
+        figure.update_xaxes(title=f"{here}, at {there} = {cut}", col=panel)
+        for at in marks:
             figure.add_vline(at, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, col=panel)
     figure.update_yaxes(title=LABELS[metric], col=1)
     return figure
 
 
-def _done(result: Result, place: int | None) -> np.ndarray:
-    done = np.isin(result.status, (DONE, NOT_FINITE))
-    return done.any(axis=0) if place is None else done[_place(result, place)]
+def notes(figure: go.Figure, drawn: Sequence[Drawn[Result]]) -> str:
+    """What bands, thin lines and crosses of `curves` and `slices` mean, and what is missing."""
+    sentences = ["band: standard error over images"] if any(trace.fill for trace in figure.data) else []
+    sentences += ["thin lines: single MC passes"] if any(trace.line.width == THIN for trace in figure.data) else []
+    sentences += ["red crosses: not finite"] if any(trace.mode == "markers" for trace in figure.data) else []
+    return caption([each.result for each in drawn], *sentences, axes_told(drawn), width=100_000)
 
 
 def _line(
@@ -138,11 +148,11 @@ def _passes(figure: go.Figure, each: Drawn[Result], metric: Metric, row: int) ->
     import plotly.graph_objects as go
 
     result, name = each.result, text(each.name)
-    for place, number in enumerate(result.frame):
-        value = values_of(result, metric, place)[0]
+    for number in result.frame:
+        value = values_of(result, metric, number)[0]
         thin = go.Scatter(
             x=result.x, y=np.where(np.isfinite(value), value, np.nan), mode="lines", showlegend=False,
-            name=f"{name}, pass {number}", legendgroup=name, opacity=0.5, line={"color": each.color, "width": 0.7},
+            name=f"{name}, pass {number}", legendgroup=name, opacity=0.5, line={"color": each.color, "width": THIN},
             hoverinfo="skip",
         )  # fmt: skip
         figure.add_trace(thin, row=row, col=1)
@@ -194,12 +204,13 @@ def _barrier(figure: go.Figure, each: Drawn[Result], value: np.ndarray) -> None:
 
 
 def reliability(
-    drawn: Sequence[Drawn[Result]], *, x: float = 0.0, y: float = 0.0, place: int | None = None
+    drawn: Sequence[Drawn[Result]], *, x: float = 0.0, y: float = 0.0, number: int | None = None
 ) -> go.Figure:
     r"""Accuracy over confidence in 15 bins at the grid point nearest to (x, y), and the images in each bin below.
 
     On the diagonal, confidence is right (Guo et al. 2017). Errors are binomial, :math:`\sqrt{p (1 - p) / n}` with the n
-    images of a bin. Of several passes, bins hold the images of all of them, and n is their mean over passes.
+    images of a bin; a bin of which all or none are right has none, and an open circle. Of several passes, bins hold the
+    images of all of them, n is their mean over passes, and the ECE in the legend is the mean of the passes' own.
     """
     import plotly.graph_objects as go
 
@@ -210,17 +221,20 @@ def reliability(
         row=1,
         col=1,
     )
-    for each in drawn:
+    width = 0.8 / BINS / max(1, len(drawn))
+    for beside, each in enumerate(drawn):
         row, column = nearest(each.result, x, y)
-        confidence, accuracy, error, images = bins_at(each.result, row, column, place)
-        ece = values_of(each.result, "ece", place)[row, column]
-        name = f"{text(each.name)}: ECE {ece:.3g}" if np.isfinite(ece) else f"{text(each.name)}: no confidences here"
-        group = text(each.name)
+        bins = bins_at(each.result, row, column, number)
+        ece = values_of(each.result, "ece", number)[row, column]
+        several = len(each.result.frame) > 1 and place_of(each.result, number) is None
+        told = f"ECE {ece:.3g}" + ", mean of passes" * several if np.isfinite(ece) else "no confidences here"
+        name, group = f"{text(each.name)}: {told}", text(each.name)
         figure.add_trace(
             go.Scatter(
-                x=confidence, y=accuracy, error_y={"array": error, "thickness": 1, "width": 3}, name=name,
-                legendgroup=group, mode="lines+markers", line={"color": each.color, "width": 1.5}, customdata=images,
-                marker={"size": 6},
+                x=bins.confidence, y=bins.accuracy, error_y={"array": bins.error, "thickness": 1, "width": 3},
+                name=name, legendgroup=group, mode="lines+markers", line={"color": each.color, "width": 1.5},
+                customdata=bins.images,
+                marker={"size": 6, "symbol": np.where(np.isnan(bins.error), "circle-open", "circle")},
                 hovertemplate="confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{customdata:,.4g} images",
             ),
             row=1,
@@ -228,9 +242,9 @@ def reliability(
         )  # fmt: skip
         figure.add_trace(
             go.Bar(
-                x=confidence, y=images, marker={"color": each.color, "opacity": 0.6}, name=f"images of {group}",
+                x=bins.center, y=bins.images, marker={"color": each.color, "opacity": 0.6}, name=f"images of {group}",
                 legendgroup=group, showlegend=False, hovertemplate="%{y:,.4g} images",
-                width=0.8 / len(each.result.bin_count[0, 0, 0]) / max(1, len(drawn)),
+                width=width, offset=(beside - len(drawn) / 2) * width,  # beside those of the other models
             ),
             row=2,
             col=1,
@@ -242,16 +256,26 @@ def reliability(
     return figure
 
 
-def bins_at(
-    result: Result, row: int, column: int, place: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, accuracy, its standard error and images of each bin that has any, at a grid point.
+class Bins(NamedTuple):
+    """(bins,) of confidence, of those that have images."""
 
-    Images are those of a pass, or their mean over the passes that are done.
-    """
+    center: np.ndarray
+    """The middle of each."""
+    confidence: np.ndarray
+    """Mean over its images."""
+    accuracy: np.ndarray
+    """Share classified right."""
+    error: np.ndarray
+    """Binomial standard error of the accuracy; NaN where all or none are right, which tells nothing of it."""
+    images: np.ndarray
+    """How many; of several passes their mean."""
+
+
+def bins_at(result: Result, row: int, column: int, number: int | None = None) -> Bins:
+    """The bins at a grid point, in a pass or over those that are done."""
     done = np.isin(result.status[:, row, column], (DONE, NOT_FINITE))
-    if place is not None:
-        done &= np.arange(len(done)) == _place(result, place)
+    if (place := place_of(result, number)) is not None:
+        done &= np.arange(len(done)) == place
     passes = max(1, int(done.sum()))
     count, confidence, correct = (
         np.nansum(sums[done, row, column], axis=0)
@@ -260,4 +284,6 @@ def bins_at(
     held = count > 0
     count, confidence, correct = count[held], confidence[held], correct[held]
     accuracy, images = correct / count, count / passes
-    return confidence / count, accuracy, np.sqrt(accuracy * (1 - accuracy) / images), images
+    error = np.sqrt(accuracy * (1 - accuracy) / images)
+    center = (np.flatnonzero(held) + 0.5) / len(held)
+    return Bins(center, confidence / count, accuracy, np.where(error > 0, error, np.nan), images)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from analyze.charting import Drawn
 from analyze.drawing import model_name
 from analyze.landscape.spec import (
     DONE,
@@ -28,10 +29,10 @@ LABELS = {
     "nll": "NLL (nats)",
     "accuracy": "accuracy",
     "ece": "ECE",
-    "l2": "squared norm of the weights",
+    "l2": "squared L2 norm of the weights",
     "loss": "loss with weight decay (nats)",
 }
-COLORS = {"nll": "plasma", "accuracy": "viridis_r", "ece": "cividis", "l2": "Greys", "loss": "plasma"}
+COLORS = {"nll": "plasma", "accuracy": "viridis_r", "ece": "cividis", "l2": "Greys_r", "loss": "plasma"}
 """Colour maps: dark is good."""
 Extend = Literal["neither", "max"]
 """Whether the class above the last level is open."""
@@ -114,6 +115,18 @@ def one_frame(result: Result, name: str, frame: int) -> Shown:
     return Shown(result.x, result.y, value, ~done, result.status[frame] == TODO)
 
 
+def place_of(result: Result, number: int | None) -> int | None:
+    """Where the pass of this number is stored; None where the result lacks it."""
+    places = result.frame.tolist()
+    return places.index(number) if number in places else None
+
+
+def one_pass(result: Result, name: str, number: int | None) -> Shown:
+    """A metric in the pass of this number; the mean over all passes for None, and where the result lacks it."""
+    place = place_of(result, number)
+    return mean_over_frames(result, name) if place is None else one_frame(result, name, place)
+
+
 def mean_over_frames(result: Result, name: str) -> Shown:
     """The mean of a metric over the frames that are done at each point; not finite where any of them is not."""
     values, done, counts = _done(result, name)
@@ -137,7 +150,7 @@ def _done(result: Result, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return result.metric(name), done, done.sum(axis=0)  # type: ignore[arg-type]
 
 
-def error_over_images(result: Result, metric: Metric, place: int | None = None) -> np.ndarray | None:
+def error_over_images(result: Result, metric: Metric, number: int | None = None) -> np.ndarray | None:
     r"""(Y, X) standard error of a metric over images; None for metrics without one.
 
     Of NLL as stored, of accuracy :math:`\sqrt{p (1 - p) / n}`. Passes share their images: of their mean it is the mean
@@ -146,7 +159,7 @@ def error_over_images(result: Result, metric: Metric, place: int | None = None) 
     Args:
         result: A curve or a surface.
         metric: Which.
-        place: Of a pass; None for the mean of all.
+        number: Of a pass; of the mean of all for None, and where the result lacks it.
     """
     if metric in ("nll", "loss"):
         errors = result.nll_stderr
@@ -155,8 +168,8 @@ def error_over_images(result: Result, metric: Metric, place: int | None = None) 
         errors = np.sqrt(share * (1 - share) / np.where(result.count > 0, result.count, np.nan))
     else:
         return None
-    if place is not None:
-        return errors[place % len(errors)]
+    if (place := place_of(result, number)) is not None:
+        return errors[place]
     done = np.isin(result.status, (DONE, NOT_FINITE))
     with np.errstate(invalid="ignore"):
         return np.where(done, errors, 0).sum(axis=0) / np.where(done.any(axis=0), done.sum(axis=0), np.nan)
@@ -252,10 +265,18 @@ def axis_label(result: Result, axis: str) -> str:
     return f"{axis}: {_direction(info)}{borrowed(result)}" if info and info.kind != UNKNOWN else axis
 
 
+def axes_told(drawn: Sequence[Drawn[Result]]) -> str:
+    """What the axes of several models are, which panels only call x and y; for each where they are not the same."""
+    told = [", ".join(axis_label(each.result, axis) for axis in "xy"[: each.result.y.size]) for each in drawn]
+    if len(set(told)) < 2:
+        return told[0] if len(drawn) > 1 and ":" in told[0] else ""
+    return "axes: " + "; ".join(f"{label} ({each.name})" for each, label in zip(drawn, told, strict=True))
+
+
 def borrowed(result: Result) -> str:
-    """Whose the directions are, as ", of NAME", where they were taken from another run file; else nothing."""
+    """Whose the directions are, as ", as in NAME", where they were taken from another run file; else nothing."""
     source = (result.config or {}).get("same_directions")
-    return f", of {PurePath(str(source)).stem}" if source else ""
+    return f", as in {PurePath(str(source)).stem}" if source else ""
 
 
 def _direction(info: DirectionInfo) -> str:

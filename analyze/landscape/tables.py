@@ -19,20 +19,23 @@ def rows(result: Result) -> list[Row]:
     if np.isfinite(result.barrier):
         remark = f"at x = {result.barrier_x:.3g}, above the line from one checkpoint's NLL to the other's"
         found.append(Row("barrier", result.barrier, _barrier_error(result), remark))
-    elif _misses_an_end(result):
-        found.append(Row("barrier", np.nan, None, "needs x = 0 and x = 1 on the grid; leave out --span"))
+    missed = "; the barrier needs x = 0 and x = 1 on the grid, leave out --span" if _misses_an_end(result) else ""
     found += [
-        Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}{borrowed(result)}")
-        for axis, info in (("x", result.info_x), ("y", result.info_y))
+        Row(f"direction {axis}", info.relative_length, None, f"||d|| / ||w||: {_told(info)}{borrowed(result)}{more}")
+        for axis, info, more in (("x", result.info_x, missed), ("y", result.info_y, ""))
         if info is not None and info.kind != UNKNOWN
     ]
     if np.isfinite(result.cosine):
         found.append(Row("cosine", result.cosine, None, "between the directions"))
     if (scan := result.prescan) is not None:
-        remark = f"where the NLL reaches {scan.target:.3g}, from nine points"
-        if np.isnan(scan.span):
-            remark = f"the NLL does not reach {scan.target:.3g} within {scan.radius[-1]:.3g}"
-        found.append(Row("suggested --span", scan.span, None, remark))
+        if np.isfinite(scan.span):
+            remark = f"where the NLL reaches {scan.target:.3g}, from nine points"
+            found.append(Row("suggested --span", scan.span, None, remark))
+        elif np.isfinite(scan.target):
+            remark = (
+                f"of nine points within {scan.radius[-1]:.3g}; as it is below {scan.target:.3g}, no span is suggested"
+            )
+            found.append(Row("highest NLL", float(np.fmax.reduce(scan.nll)), None, remark))
     if not np.isnan(result.deviation):
         found.append(Row("deviation", result.deviation, None, "of the NLL from full precision, largest of 9 points"))
     return [*found, *_unfinished(result)]

@@ -9,6 +9,7 @@ import numpy as np
 import streamlit as st
 
 from analyze.landscape import charts, profiles
+from analyze.landscape.figures import metrics_of
 from analyze.landscape.shown import UNBOUNDED
 from analyze.landscape.spec import Metric
 from apps.chart import show_chart
@@ -17,7 +18,9 @@ from apps.tables import show_table
 from apps.views.landscape_camera import keep_cameras
 from apps.views.landscape_gif import offer_animation
 
-METRICS: dict[Metric, str] = {"nll": "NLL", "accuracy": "Accuracy", "ece": "ECE", "l2": "L2 norm", "loss": "Loss"}
+METRICS: dict[Metric, str] = {
+    "nll": "NLL", "accuracy": "Accuracy", "ece": "ECE", "l2": "Squared L2 norm", "loss": "Loss"
+}  # fmt: skip
 MEAN = "mean"
 
 
@@ -31,33 +34,40 @@ def show(context: Context) -> None:
         metric = st.segmented_control(
             "Show", list(METRICS), default="nll", required=True, format_func=METRICS.__getitem__,
             key="landscape_metric", bind="query-params",
-            help="NLL in nats; ECE: expected calibration error; L2 norm: squared, of the weights; "
+            help="NLL in nats; ECE: expected calibration error; squared L2 norm of the weights; "
             "loss: NLL and weight decay",
         )  # fmt: skip
-        place = _pass(chosen)
+        number = _pass(chosen)
         surfaces = [each for each in chosen if len(each.result.y) > 1]
         percentile = _clip() if metric in UNBOUNDED and surfaces else 95
     if empty := [each.name for each in chosen if not np.isfinite(each.result.metric(metric)).any()]:
         st.info(f"No point of {escape(', '.join(empty))} has a finite {METRICS[metric]} yet.")
     curves = [each for each in chosen if len(each.result.y) == 1]
     if surfaces:
-        _surfaces(surfaces, metric, percentile, place)
+        _surfaces(surfaces, metric, percentile, number)
     if curves:
-        _curves(curves, metric, place)
+        _curves(curves, metric, number)
 
 
 def _pass(chosen: Sequence[Chosen]) -> int | None:
-    """Which Monte Carlo pass to begin with; None for their mean."""
-    longest = max((each.result for each in chosen), key=lambda result: len(result.frame))
-    if len(longest.frame) < 2:
+    """Number of the Monte Carlo pass to begin with; None for their mean."""
+    numbers = charts.passes_of([each.result for each in chosen])
+    if not numbers:
         return None
-    options = [MEAN, *(str(number) for number in longest.frame)]
+    options = [MEAN, *map(str, numbers)]
     picked = st.selectbox(
         "MC pass", options, key="landscape_pass", bind="query-params", width=150,
         format_func=lambda name: "mean of all" if name == MEAN else name,
         help="Dropout draws a surface of its own at each pass.",
     )  # fmt: skip
-    return None if picked not in options[1:] else options.index(picked) - 1
+    return None if picked not in options[1:] else int(picked)
+
+
+def _paper(chosen: Sequence[Chosen], metric: Metric, number: int | None) -> str | None:
+    """The paper figure of what the page shows, which is of the mean over passes; None if none is."""
+    if number is not None or (metric != "nll" and (len(chosen) > 1 or metric not in metrics_of(chosen[0].result))):
+        return None
+    return "compare" if len(chosen) > 1 else "" if metric == "nll" else "metrics"
 
 
 def _clip() -> float:
@@ -67,16 +77,16 @@ def _clip() -> float:
     )  # fmt: skip
 
 
-def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, place: int | None) -> None:
+def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, number: int | None) -> None:
     drawn = [each.drawn() for each in chosen]
-    figure = charts.surfaces(drawn, metric, percentile=percentile, start=place)
+    figure = charts.surfaces(drawn, metric, percentile=percentile, start=number)
     note = charts.notes(drawn, metric, percentile)
-    paper = "compare" if len(chosen) > 1 else ""
+    paper = _paper(chosen, metric, number)
     selection = show_chart(figure, chosen, "landscape_surfaces", paper=paper, on_select=True, note=note)
     _take_click(selection)
     keep_cameras()
     offer_animation(chosen, metric)
-    st.subheader("At a point", anchor=False)
+    st.markdown("##### At a point")
     steps = [float(np.diff(axis)[0]) for axis in (chosen[0].result.x, chosen[0].result.y)]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         x, y = (
@@ -84,10 +94,9 @@ def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, place
             for name, step in zip("xy", steps, strict=True)
         )
         st.caption("Or click a point of the contours. The checkpoint is at x = 0, y = 0.", width="stretch")
-    figure = profiles.slices(drawn, metric, x=x, y=y, place=place)
-    note = "band: standard error over images" if metric in ("nll", "accuracy", "loss") else ""
-    show_chart(figure, chosen, "landscape_slices", paper=None, note=note)
-    _calibration(chosen, x, y, place, "landscape")
+    figure = profiles.slices(drawn, metric, x=x, y=y, number=number)
+    show_chart(figure, chosen, "landscape_slices", paper=None, note=profiles.notes(figure, drawn))
+    _calibration(chosen, x, y, number, "landscape")
 
 
 def _take_click(selection: Any) -> None:
@@ -101,32 +110,31 @@ def _take_click(selection: Any) -> None:
             st.session_state[f"landscape_{name}"] = float(f"{value:.6g}")
 
 
-def _curves(chosen: Sequence[Chosen], metric: Metric, place: int | None) -> None:
+def _curves(chosen: Sequence[Chosen], metric: Metric, number: int | None) -> None:
     drawn = [each.drawn() for each in chosen]
-    thin = "; thin lines: single MC passes" if any(len(each.result.frame) > 1 for each in chosen) else ""
-    paper = "compare" if len(chosen) > 1 else ""
     figure = profiles.curves(drawn, metric)
-    show_chart(figure, chosen, "landscape_curves", paper=paper, note=f"band: standard error over images{thin}")
+    paper = _paper(chosen, metric, None)  # curves show the mean, whichever pass is chosen
+    show_chart(figure, chosen, "landscape_curves", paper=paper, note=profiles.notes(figure, drawn))
     x = st.number_input(
         "Calibration at x", step=float(np.diff(chosen[0].result.x)[0]), format="%.4g",
         key="landscape_curve_x", bind="query-params", width=180,
     )  # fmt: skip
-    _calibration(chosen, x, 0.0, place, "landscape_curve")
+    _calibration(chosen, x, 0.0, number, "landscape_curve")
 
 
-def _calibration(chosen: Sequence[Chosen], x: float, y: float, place: int | None, key: str) -> None:
+def _calibration(chosen: Sequence[Chosen], x: float, y: float, number: int | None, key: str) -> None:
     """The reliability diagram at a point, and all numbers there."""
     left, right = st.columns(2)
     with left:
         if all(np.isnan(each.result.accuracy).all() for each in chosen):
             st.info("The loss is not that of classes, so there is no calibration to show.")
         else:
-            figure = profiles.reliability([each.drawn() for each in chosen], x=x, y=y, place=place)
-            note = "dashed: confidence is right; bars: binomial standard error"
+            figure = profiles.reliability([each.drawn() for each in chosen], x=x, y=y, number=number)
+            note = "dashed: confidence is right; bars: binomial standard error; open: all or none right, so no error"
             show_chart(figure, chosen, f"{key}_reliability", paper=None, note=note)
     with right:
         st.caption(escape(_where(chosen, x, y)))
-        show_table(_numbers(chosen, x, y, place), f"{key}_numbers")
+        show_table(_numbers(chosen, x, y, number), f"{key}_numbers")
 
 
 def _where(chosen: Sequence[Chosen], x: float, y: float) -> str:
@@ -141,14 +149,14 @@ def _where(chosen: Sequence[Chosen], x: float, y: float) -> str:
     return "At the nearest grid points: " + "; ".join(f"{told} ({', '.join(names)})" for told, names in found.items())
 
 
-def _numbers(chosen: Sequence[Chosen], x: float, y: float, place: int | None) -> dict[str, list[Any]]:
+def _numbers(chosen: Sequence[Chosen], x: float, y: float, number: int | None) -> dict[str, list[Any]]:
     """All metrics at the grid point of each that is nearest."""
     columns: dict[str, list[Any]] = {name: [] for name in ("model", "quantity", "value", "standard error")}
     for each in chosen:
         row, column = profiles.nearest(each.result, x, y)
         for name, label in METRICS.items():
-            error = profiles.error_over_images(each.result, name, place)
-            value = float(profiles.values_of(each.result, name, place)[row, column])
+            error = profiles.error_over_images(each.result, name, number)
+            value = float(profiles.values_of(each.result, name, number)[row, column])
             line = each.name, label, value, np.nan if error is None else float(error[row, column])
             for values, cell in zip(columns.values(), line, strict=True):
                 values.append(cell)

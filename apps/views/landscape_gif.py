@@ -58,6 +58,6 @@ def _make(chosen: Sequence[Chosen], options: dict[str, Any], made_of: Any) -> No
         with TemporaryDirectory() as folder:
             path = write_gif([each.result for each in chosen], Path(folder) / "landscape.gif", progress=told, **options)
             st.session_state["landscape_gif"] = made_of, path.read_bytes()
-    except InputError as error:
+    except (InputError, ValueError) as error:  # values of any size
         st.error(escape(f"{error}"))
     bar.empty()

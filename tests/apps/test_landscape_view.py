@@ -8,6 +8,9 @@ from run_files import WITH, WITHOUT
 from streamlit.testing.v1 import AppTest
 from surfaces import bowl, surface
 
+import apps.views.landscape
+from analyze.landscape.shown import LABELS
+
 PATIENCE = 60
 """Seconds for a script; other work may share the machine."""
 
@@ -46,7 +49,10 @@ def folder(tmp_path_factory):
     begun = dataclasses.replace(
         whole, status=np.where(begun, 0, whole.status), count=np.where(begun, 0, whole.count)
     ).of(whole.config, whole.subject)
+    later = surface(points=(5, 5), frames=2, name="later")
+    later = dataclasses.replace(later, frame=np.array([5, 6])).of(later.config, later.subject)
     for name, result in {
+        "later": later,
         "moving": surface(points=(7, 5), frames=3, name="moving"),
         "still": surface(points=(5, 5), name="still"),
         "wall": surface(wall, points=(11, 9), name="wall"),
@@ -82,6 +88,46 @@ def test_every_metric_is_shown_and_only_unbounded_ones_are_cut(folder, metric):
     app = opened(folder, "moving.h5", "wall.h5", landscape_metric=metric)
     assert len(app.get("plotly_chart")) == 3
     assert ("landscape_clip" in [each.key for each in app.slider]) == (metric == "loss")
+
+
+@pytest.mark.parametrize(
+    ("state", "keys", "paper"),
+    [
+        ({}, ["moving.h5"], ""),
+        ({}, ["moving.h5", "wall.h5"], "compare"),
+        ({"landscape_metric": "ece"}, ["moving.h5"], "metrics"),
+        ({"landscape_metric": "loss"}, ["moving.h5"], "metrics"),
+        ({"landscape_metric": "l2"}, ["moving.h5"], None),
+        ({"landscape_metric": "ece"}, ["moving.h5", "wall.h5"], None),
+        ({"landscape_pass": "1"}, ["moving.h5"], None),
+        ({"landscape_metric": "accuracy"}, ["curve.h5"], "metrics"),
+        ({"landscape_pass": "1"}, ["curve.h5"], ""),
+    ],
+)
+def test_the_paper_figure_is_of_what_the_page_shows(folder, monkeypatch, state, keys, paper):
+    found = {}
+
+    def shown(figure, chosen, key, *, paper="", **options):
+        found[key] = paper
+
+    monkeypatch.setattr(apps.views.landscape, "show_chart", shown)
+    opened(folder, *keys, **state)
+    assert next(iter(found.values())) == paper
+
+
+def test_the_norm_is_called_squared_wherever_it_is(folder):
+    app = opened(folder, "still.h5")
+    assert numbers(app, "Squared L2 norm") == pytest.approx([40.0])
+    assert "Squared L2 norm" in app.get("button_group")[0].proto.SerializeToString().decode(errors="ignore")
+    assert "squared L2 norm" in LABELS["l2"]
+
+
+def test_passes_of_other_numbers_can_be_picked(folder):
+    app = opened(folder, "moving.h5", "later.h5")
+    assert app.selectbox(key="landscape_pass").options == ["mean of all", "0", "1", "2", "5", "6"]
+    app.selectbox(key="landscape_pass").select("5").run()
+    moving, later = surface(points=(7, 5), frames=3), surface(points=(5, 5), frames=2)
+    assert numbers(app) == pytest.approx([moving.nll[:, 2, 3].mean(), later.nll[0, 2, 2]])
 
 
 def test_a_curve_has_no_slices(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import matplotlib
 import numpy as np
 import pytest
 from surfaces import bowl, surface
@@ -9,7 +10,7 @@ from surfaces import bowl, surface
 from analyze.charting import Drawn, long_table
 from analyze.landscape import charts, profiles
 from analyze.landscape.panel import PLANE_SYMBOLS, contour_lines, palette
-from analyze.landscape.shown import levels_of, limits
+from analyze.landscape.shown import COLORS, levels_of, limits
 from analyze.landscape.spec import Trajectory
 
 METRICS = ["nll", "accuracy", "ece", "l2", "loss"]
@@ -95,12 +96,50 @@ def test_play_and_slider_name_frames_that_are_there():
     assert [step.args[0][0] for step in figure.layout.sliders[0].steps] == [frame.name for frame in figure.frames]
 
 
-def test_a_model_with_fewer_passes_begins_again():
-    few, many = surface(points=(5, 5), frames=2), surface(points=(5, 5), frames=4)
-    figure = charts.surfaces(drawn(few, many))
-    for place, frame in enumerate(figure.frames[1:]):
-        np.testing.assert_allclose(heights(frame.data)[0], few.nll[place % 2], rtol=1e-6)
-        np.testing.assert_allclose(heights(frame.data)[1], many.nll[place], rtol=1e-6)
+def later(result, *numbers):
+    """The same with other numbers of its passes."""
+    return dataclasses.replace(result, frame=np.array(numbers)).of(result.config, result.subject)
+
+
+def test_passes_are_matched_by_their_numbers_and_a_mean_stands_in_for_those_a_model_lacks():
+    one, other = surface(points=(5, 5), frames=3), later(surface(points=(5, 5), frames=2), 2, 5)
+    figure = charts.surfaces(drawn(one, other), start=5)
+    assert [frame.name for frame in figure.frames] == ["mean", "0", "1", "2", "5"]
+    assert figure.layout.sliders[0].active == 4
+    means = one.nll.mean(axis=0), other.nll.mean(axis=0)
+    expected = [means, (one.nll[0], means[1]), (one.nll[1], means[1]), (one.nll[2], other.nll[0])]
+    expected.append((means[0], other.nll[1]))
+    for pictures, frame in zip(expected, figure.frames, strict=True):
+        for shown, picture in zip(heights(frame.data), pictures, strict=True):
+            np.testing.assert_allclose(shown, picture, rtol=1e-6)
+    for shown, picture in zip(heights(figure.data), expected[-1], strict=True):
+        np.testing.assert_allclose(shown, picture, rtol=1e-6)
+    note = charts.notes(drawn(one, other))
+    assert "net 0 has passes 0 to 2 alone: its mean stands in for others" in note
+    assert "net 1 has passes 2, 5 alone" in note
+    lines = profiles.slices(drawn(one, other), number=2).data
+    for name, result, place in (("net 0", one, 2), ("net 1", other, 0)):
+        line = next(trace for trace in lines if trace.name == name)
+        np.testing.assert_allclose(line.y, result.nll[place, 2])
+        np.testing.assert_allclose(line.error_y.array, result.nll_stderr[place, 2])
+
+
+def test_a_network_whose_passes_are_all_the_same_lacks_none():
+    note = charts.notes(drawn(surface(points=(5, 5)), surface(points=(5, 5), frames=3)))
+    assert "stands in" not in note
+
+
+def test_axes_that_are_not_the_same_are_told_for_each_model():
+    random, towards = surface(points=(5, 5)), surface(points=(5, 5), kind="towards b")
+    borrowed = towards.of({**towards.config, "same_directions": "/runs/first.h5"}, towards.subject)
+    assert "axes" not in charts.notes(drawn(random)) + charts.notes(drawn(random, random))
+    assert "X: random direction, filter norm" in charts.notes(drawn(random, random)).replace("x: ", "X: ")
+    note = charts.notes(drawn(random, borrowed))
+    assert "axes: x: random direction, filter norm, y: random direction, filter norm (net 0)" in note
+    assert "x: towards b from another checkpoint, as in first" in note
+    curve = surface(points=(5, 1), kind="b.safetensors")
+    figure = profiles.curves(both := drawn(surface(points=(5, 1)), curve))
+    assert "x: 0 this checkpoint, 1 b (net 1)" in profiles.notes(figure, both)
 
 
 def test_rectangular_grids_have_x_to_the_right_and_y_up():
@@ -159,6 +198,24 @@ def test_missing_points_are_holes_and_grey():
     gaps = np.asarray(of_type(figure.data, "heatmap")[1].z)
     assert np.argwhere(gaps == 0).tolist() == [[2, 3]]
     assert "grey: not computed" in charts.notes(drawn(result))
+
+
+def test_marks_that_only_passes_have_are_told():
+    whole = surface(lambda frame, x, y: x**2 + y**2 + frame * x, points=(5, 5), frames=2)
+    gone = np.stack([np.zeros((5, 5), bool), np.ones((5, 5), bool)])
+    assert "grey: not computed" in charts.notes(drawn(masked(whole, gone)))
+    swing = surface(lambda frame, x, y: x**2 + y**2 + (2 * frame - 1) * x, points=(5, 5), frames=2)
+    assert swing.nll.mean(axis=0).argmin() == 12
+    assert "green triangle" in charts.notes(drawn(swing))
+    assert "in 3-D a diamond" in charts.notes(drawn(swing))
+
+
+def test_low_is_dark_for_every_metric_but_accuracy_as_on_paper():
+    for metric in METRICS:
+        first, last = (sum(map(int, color[4:-1].split(","))) for color in np.array(
+            palette(metric, [np.arange(9.0)]).colors)[[0, -1]])  # fmt: skip
+        paper = matplotlib.colormaps[COLORS[metric]]([0.0, 1.0])[:, :3].sum(axis=1)
+        assert (first < last) == (paper[0] < paper[1]) == (metric != "accuracy")
 
 
 def test_points_that_are_not_finite_are_red_crosses():
@@ -264,9 +321,9 @@ def test_every_model_has_a_scene_and_a_plane(count):
 def test_the_table_holds_each_grid_once_and_no_marks():
     result = surface(points=(4, 3), frames=2)
     rows = long_table(charts.surfaces(drawn(result)))[1:]
-    assert len(rows) == 4 * 3 * (1 + 3)  # the first picture, and the frames mean, 0 and 1
+    assert len(rows) == 4 * 3 * 3  # the frames mean, 0 and 1
     for number, frame in enumerate(("0", "1")):
-        found = {(row[3], row[5]): row[7] for row in rows if row[1] == frame}
+        found = {(row[4], row[7]): row[9] for row in rows if row[1] == frame}
         for row, y in enumerate(result.y):
             for column, x in enumerate(result.x):
                 assert found[x, y] == pytest.approx(result.nll[number, row, column], rel=1e-6)
@@ -293,7 +350,7 @@ def shown_line(figure, name, axis="y"):
 @pytest.mark.parametrize("place", [None, 1])
 def test_slices_are_a_row_and_a_column_with_errors(metric, place):
     result = surface(points=(9, 5), frames=3)
-    figure = profiles.slices(drawn(result), metric, x=0.27, y=-0.4, place=place)
+    figure = profiles.slices(drawn(result), metric, x=0.27, y=-0.4, number=place)
     values = np.broadcast_to(result.metric(metric), (3, 5, 9))
     values = values.mean(axis=0) if place is None else values[place]
     row, column = 1, 5  # y = -0.5 of -1, -0.5, ...; x = 0.25 of -1, -0.75, ...
@@ -329,6 +386,29 @@ def test_slices_through_a_wall_have_crosses_and_a_gap():
     np.testing.assert_array_equal(crosses.x, result.x[bad])
 
 
+def test_slices_of_other_grids_say_where_each_is_cut():
+    even, odd = surface(points=(4, 4)), surface(points=(5, 5))
+    figure = profiles.slices(drawn(odd, even), x=0.4, y=0.4)
+    assert figure.layout.xaxis.title.text == "x, at y = 0.3333 or 0.5, the nearest of each grid"
+    assert figure.layout.xaxis2.title.text == "y, at x = 0.3333 or 0.5, the nearest of each grid"
+    assert sorted(line.x0 for line in figure.layout.shapes) == pytest.approx([1 / 3, 1 / 3, 0.5, 0.5])
+    assert profiles.slices(drawn(odd, odd)).layout.xaxis.title.text == "x, at y = 0"
+
+
+def test_notes_of_lines_are_of_what_is_drawn():
+    axes = np.linspace(-1, 1, 9), np.zeros(1)
+    whole = surface(lambda frame, x, y: np.where(x > 0.9, np.inf, 1 + x**2), axes=axes, frames=2)
+    todo = np.zeros((2, 1, 9), bool)
+    todo[:, 0, 3] = True
+    result = masked(whole, todo)
+    note = profiles.notes(profiles.curves(drawn(result)), drawn(result))
+    assert note.startswith("Band: standard error over images; thin lines: single MC passes; red crosses: not finite; ")
+    assert "2 of 18 points still to come; 2 of 18 points not finite" in note
+    both = drawn(surface(points=(5, 5)))
+    assert profiles.notes(profiles.slices(both), both) == "Band: standard error over images."
+    assert profiles.notes(profiles.slices(both, "ece"), both) == ""
+
+
 def test_curves_show_the_mean_its_error_and_each_pass():
     result = surface(points=(11, 1), frames=3)
     figure = profiles.curves(drawn(result))
@@ -356,10 +436,12 @@ def test_reliability_is_of_the_stored_bins(place):
     rng = np.random.default_rng(0)
     count = rng.multinomial(512, np.full(15, 1 / 15), size=(2, 3, 5)).astype(float)
     count[..., 3] = 0
+    count[..., 4] += 1
     confidence = count * (np.arange(15) + 0.5) / 15
     correct = np.floor(count * rng.uniform(0, 1, size=count.shape))
+    correct[..., 5], correct[..., 6] = 0, count[..., 6]
     result = dataclasses.replace(whole, bin_count=count, bin_confidence=confidence, bin_correct=correct)
-    figure = profiles.reliability(drawn(result), x=0.5, y=1.0, place=place)
+    figure = profiles.reliability(drawn(result), x=0.5, y=1.0, number=place)
     frames = [0, 1] if place is None else [place]
     n, sure, right = (each[frames, 2, 3].sum(axis=0) for each in (count, confidence, correct))
     line = next(trace for trace in figure.data if (trace.name or "").startswith("net 0"))
@@ -369,11 +451,31 @@ def test_reliability_is_of_the_stored_bins(place):
     share = (right / np.where(held, n, 1))[held]
     np.testing.assert_allclose(line.y, share)
     images = n[held] / len(frames)
-    np.testing.assert_allclose(line.error_y.array, np.sqrt(share * (1 - share) / images))
+    known = (share > 0) & (share < 1)
+    np.testing.assert_allclose(line.error_y.array, np.where(known, np.sqrt(share * (1 - share) / images), np.nan))
+    assert line.marker.symbol.tolist() == np.where(known, "circle", "circle-open").tolist()
     bars = next(trace for trace in figure.data if trace.type == "bar")
     np.testing.assert_allclose(bars.y, images)
     ece = np.mean([np.abs(correct[f, 2, 3] - confidence[f, 2, 3]).sum() / 512 for f in frames])
-    assert f"ECE {ece:.3g}" in line.name
+    assert line.name == f"net 0: ECE {ece:.3g}" + ", mean of passes" * (place is None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_bars_of_models_stand_beside_each_other_in_their_bin(count):
+    rng = np.random.default_rng(0)
+    results = []
+    for _ in range(count):
+        whole = surface(points=(3, 3))
+        held = np.full((1, 3, 3, 15), 30.0)
+        confidence = held * (np.arange(15) + rng.uniform(0.1, 0.9, 15)) / 15
+        results.append(dataclasses.replace(whole, bin_count=held, bin_confidence=confidence, bin_correct=held / 2))
+    bars = of_type(profiles.reliability(drawn(*results)).data, "bar")
+    ends = [np.asarray(bar.x) + bar.offset for bar in bars] + [
+        np.asarray(bars[-1].x) + bars[-1].offset + bars[-1].width
+    ]
+    for bar, left, right in zip(bars, ends[:-1], ends[1:], strict=True):
+        np.testing.assert_allclose(right - left, bar.width)
+    assert ((ends[0] > np.arange(15) / 15) & (ends[-1] < np.arange(1, 16) / 15)).all()
 
 
 def test_calibration_where_nothing_was_computed_says_so():

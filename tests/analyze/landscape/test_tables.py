@@ -12,6 +12,7 @@ from cases import mlp
 from surfaces import IMAGES, bowl, surface
 
 from analyze import Subject, compare, landscape
+from analyze.landscape.prescan import prescan
 from analyze.landscape.shown import error_over_images, heading
 from analyze.landscape.spec import DONE, FAILED, NOT_FINITE, SUMS, TODO, Config
 from analyze.landscape.tables import quantities, rows
@@ -65,6 +66,17 @@ def test_the_error_of_a_rise_is_no_smaller_than_that_over_images():
         assert exact <= found[name].error < 10 * exact
 
 
+@pytest.mark.parametrize("height", [1.0, 100.0])
+def test_a_loss_that_stays_low_suggests_no_span(height):
+    scan = prescan(lambda x, y: 0.1 + height * math.hypot(x, y) / 10, 1.0, guessing=math.log(10))
+    found = named(dataclasses.replace(surface(), prescan=scan))
+    assert all(math.isfinite(row.value) for row in found.values())
+    assert ("suggested --span" in found) == (height == 100)
+    if height == 1:
+        assert found["highest NLL"].value == scan.nll.max()
+        assert found["highest NLL"].remark == "of nine points within 2; as it is below 2.3, no span is suggested"
+
+
 def test_the_barriers_error_is_that_of_the_points_it_is_made_of():
     found = named(interpolation())
     assert found["barrier"][1:3] == pytest.approx((1.0, 2 * STDERR))
@@ -81,8 +93,9 @@ def test_the_accuracys_error_is_that_of_the_charts_and_of_the_evaluation():
 
 def test_a_barrier_that_the_grid_cannot_show_says_what_it_needs():
     line = Config(points=(5,), span=(0.3,), one_dimensional=True, direction_x="b.safetensors").axes()
-    row = named(surface(lambda f, x, y: 1 + 0 * x, axes=line, kind="b.safetensors"))["barrier"]
-    assert math.isnan(row.value) and row.remark == "needs x = 0 and x = 1 on the grid; leave out --span"
+    found = named(surface(lambda f, x, y: 1 + 0 * x, axes=line, kind="b.safetensors"))
+    assert found["direction x"].remark.endswith("; the barrier needs x = 0 and x = 1 on the grid, leave out --span")
+    assert "barrier" not in found and "barrier" not in named(interpolation())["direction x"].remark
     assert "barrier" not in named(surface()) and named(interpolation())["barrier"].remark.startswith("at x = 0.5")
 
 
