@@ -20,5 +20,6 @@ def show_table(columns: Mapping[str, Sequence[Any]], key: str) -> None:
     table = pd.DataFrame(dict(columns))
     numbers = [name for name in table.columns if pd.api.types.is_float_dtype(table[name])]
     config: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.5g") for name in numbers}
-    config |= {name: st.column_config.TextColumn(width="medium") for name in table.columns[:1] if name not in numbers}
+    if table.shape[1] > 5 and table.columns[0] not in numbers:  # else Streamlit cuts names to make room
+        config[table.columns[0]] = st.column_config.TextColumn(width="medium")
     st.dataframe(table, hide_index=True, column_config=config, key=key, placeholder="")

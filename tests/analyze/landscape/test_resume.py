@@ -200,8 +200,8 @@ def test_directions_that_changed_on_the_disk_are_refused(tiny_checkpoint, tmp_pa
     other.write_bytes(finished.read_bytes())
     arguments = ["--ckpt", tiny_checkpoint, "--out", out, *SMALL, "--same-directions", other]
     outcome = command(*arguments, name="landscape")
-    assert outcome.status == 0 and "random, norm filter, of other" in outcome.out
-    assert axis_label(Result.read(out), "x") == "x: random direction, filter norm, of other"
+    assert outcome.status == 0 and "random, norm filter, as in other" in outcome.out
+    assert axis_label(Result.read(out), "x") == "x: random direction, filter norm, as in other"
     np.testing.assert_array_equal(Result.read(out).nll, Result.read(finished).nll)
     with h5py.File(other, "r+") as file:
         next(iter(file["landscape/direction_x"]))
