@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyze.drawing import GREY, MODELS, model_name, plain_axes, title
+from analyze.drawing import GREY, MODELS, images_of, model_name, plain_axes, title
 from analyze.layered import LayeredResult
 
 if TYPE_CHECKING:
@@ -20,18 +20,13 @@ MARKERS = {"smoothing": ("s", "white"), "attention": ("^", "white")}
 
 def heading(results: Sequence[LayeredResult]) -> str:
     """Of one network its name and images, of several the images of the first; "" if not known."""
-    return title(results[0]) if len(results) == 1 else _images(results[0])
-
-
-def _images(result: LayeredResult) -> str:
-    subject = result.subject or {}
-    return f"{subject['images']:,} images of {subject['data']}" if subject else ""
+    return title(results[0]) if len(results) == 1 else images_of(results[0])
 
 
 def _label(result: LayeredResult, first: LayeredResult) -> str:
     """The network's name, with its images where they are not the first one's."""
-    images = _images(result)
-    return model_name(result) + (f" ({images})" if images != _images(first) else "")
+    images = images_of(result)
+    return model_name(result) + (f" ({images})" if images != images_of(first) else "")
 
 
 def places(results: Sequence[LayeredResult]) -> tuple[list[np.ndarray], list[str]]:

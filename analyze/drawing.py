@@ -41,10 +41,15 @@ def model_name(result: AnalysisResult) -> str:
     return str(subject["model"]) if name.startswith("(") else name
 
 
+def images_of(result: AnalysisResult) -> str:
+    """How many images of which data; "" if not known."""
+    subject = result.subject or {}
+    return f"{subject['images']:,} images of {subject['data']}" if subject else ""
+
+
 def title(result: AnalysisResult) -> str:
     """Which model, and which images; "" if not known."""
-    subject = result.subject or {}
-    return f"{model_name(result)}: {subject['images']:,} images of {subject['data']}" if subject else ""
+    return f"{model_name(result)}: {images_of(result)}" if result.subject else ""
 
 
 def plain_axes(axes: Axes) -> None:

@@ -133,18 +133,23 @@ COLUMNS = {
 """What a table says of each run, and its headings with the run's name."""
 
 
-def table(comparison: Comparison, lines: Sequence[Line]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def table(comparison: Comparison, lines: Sequence[Line], of: str = "") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row for each line: value and standard error of each run, and difference, error and mark of each further one.
 
     What is a bound on the error and no standard error, an eigenvalue's residual, has a column of its own. Columns that
     are empty in all rows are left out.
+
+    Args:
+        comparison: Of which runs.
+        lines: Its rows.
+        of: Heading that they share, which their names need not repeat.
 
     Returns:
         Rows, and the headings of their columns, whose own names do not depend on those of the runs.
     """
     rows = []
     for line in lines:
-        cells: dict[str, Any] = {"quantity": line.name}
+        cells: dict[str, Any] = {"quantity": line.name.removeprefix(f"{of}: ")}
         for place, quantity in enumerate(line.found):
             numbers = (None,) * 3 if quantity is None else (quantity.value, quantity.error, quantity.bound)
             values = dict(zip(("value", "error", "bound"), map(_number, numbers), strict=True))

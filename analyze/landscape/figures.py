@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyze.drawing import BLUE, GREY, MODELS, VERMILLION, model_name, new_figure, plain_axes
+from analyze.drawing import BLUE, GREY, MODELS, VERMILLION, images_of, model_name, new_figure, plain_axes
 from analyze.landscape.contours import INFINITE, MISSING, draw_bar, draw_contours
 from analyze.landscape.scene import RED, Scene
 from analyze.landscape.shown import (
@@ -217,7 +217,7 @@ def _compared(results: Sequence[Result]) -> Figure:
         flat.append(axes)
         drawn = draw_contours(axes, each, levels, "nll", extend="max")
         _mark(axes, result, each)
-        axes.set_title(model_name(result) or f"model {column + 1}", fontsize=9)
+        axes.set_title(_named(result, results, column), fontsize=9)
         at = result.center
         if at and np.isfinite(each.value[at]):
             axes.set_xlabel(f"x; NLL {each.value[at]:.3g} at the checkpoint", fontsize=8)
@@ -230,13 +230,24 @@ def _compared(results: Sequence[Result]) -> Figure:
     flat[0].set_ylabel("y", fontsize=8)
     draw_bar(fig, drawn, flat, LABELS["nll"])
     _surface_bar(fig, solid, shared, "nll")
-    subject = results[0].subject or {}
-    parts = ["NLL around the checkpoints"] + ([f"{subject['images']:,} images of {subject['data']}"] if subject else [])
+    parts = ["NLL around the checkpoints", *filter(None, [_images(results)])]
     spans = {span_of(result) for result in results}
     fig.suptitle(", ".join([*parts, *(spans if len(spans) == 1 else [])]), fontsize=10)
     notes = "the same levels, limits and camera for all", _clipped(shown, shared), _crosses(shown)
     fig.supxlabel(caption(results, *notes, width=45 * max(count, 2)), fontsize=8, color=GREY)
     return fig
+
+
+def _images(results: Sequence[Result]) -> str:
+    """Which images all of them are of; "" if they differ, or are not known."""
+    found = {images_of(result) for result in results}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _named(result: Result, results: Sequence[Result], place: int) -> str:
+    """The model's name, with its images where not all are of the same ones."""
+    name = model_name(result) or f"model {place + 1}"
+    return name if _images(results) or not images_of(result) else f"{name}\n{images_of(result)}"
 
 
 # Curves
@@ -250,7 +261,7 @@ def _curves(results: Sequence[Result]) -> Figure:
     single = len(results) == 1
     for number, result in enumerate(results):
         color = BLUE if single else MODELS[number % len(MODELS)]
-        name = "NLL" if single else model_name(result) or f"model {number + 1}"
+        name = "NLL" if single else _named(result, results, number)
         _curve(axes, right, result, color, VERMILLION if single else color, name)
     axes.set_xlabel(axis_label(results[0], "x") if single else "x")
     axes.set_ylabel(LABELS["nll"], color=BLUE if single else "black")
@@ -258,9 +269,7 @@ def _curves(results: Sequence[Result]) -> Figure:
     right.spines["top"].set_visible(False)
     right.yaxis.set_major_formatter(_percent())
     plain_axes(axes)
-    subject = results[0].subject or {}
-    title = f"{subject['images']:,} images of {subject['data']}" if subject else ""
-    fig.suptitle(heading(results[0]) if single else title, fontsize=10)
+    fig.suptitle(heading(results[0]) if single else _images(results), fontsize=10)
     band = "band: standard error over images"
     passes = "thin lines: single MC passes" if single and len(results[0].frame) > 1 else ""
     _small_print(fig, (axes, right), caption(results, band, passes, width=90))
@@ -270,7 +279,7 @@ def _curves(results: Sequence[Result]) -> Figure:
 def _percent() -> Any:
     from matplotlib.ticker import PercentFormatter
 
-    return PercentFormatter(1.0, decimals=0)
+    return PercentFormatter(1.0)  # as many decimals as the axis needs
 
 
 def _curve(axes: Axes, right: Axes, result: Result, color: str, accuracy_color: str, name: str) -> None:

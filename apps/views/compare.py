@@ -60,7 +60,7 @@ def show(context: Context) -> None:
         )
     else:
         st.info(differences.why_no_chart(headings[heading]))
-    rows, columns = differences.table(comparison, headings[heading])
+    rows, columns = differences.table(comparison, headings[heading], heading)
     config: dict[str, Any] = {
         key: st.column_config.TextColumn(label)
         if label.endswith("*")

@@ -293,3 +293,13 @@ def test_drawing_needs_neither_torch_nor_pyplot():
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_pictures_of_models_on_different_images_say_so(tmp_path):
+    first, second = surface(), surface()
+    second = second.of(second.config, {**second.subject, "images": 77})
+    figure = figures(first, [second])["compare"]
+    assert "77" not in figure._suptitle.get_text() and "images" not in figure._suptitle.get_text()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert any("77 images" in title for title in titles)
+    assert any(f"{first.subject['images']} images" in title for title in titles)

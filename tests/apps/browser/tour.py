@@ -14,6 +14,8 @@ from playwright.sync_api import Page
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 from browsing import CHECKOUT, PATIENCE, explorer, go, launched, opened, turn_to  # noqa: E402
 
+from apps.context import COLORS  # noqa: E402
+
 SHIPPED = CHECKOUT / "data_cache" / "results" / "shipped"
 DOCS = CHECKOUT / "docs"
 WINDOW = {"width": 1280, "height": 980}
@@ -50,11 +52,19 @@ class Tour:
 
     def write(self, path: Path) -> None:
         """The animation; what does not change from one picture to the next takes no room."""
-        first, *others = [
-            picture.quantize(255, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
-            for picture in self.pictures
-        ]
+        first, *others = map(_few_colors, self.pictures)
         first.save(path, save_all=True, append_images=others, duration=self.times, loop=0, optimize=True)
+
+
+def _few_colors(picture: Image.Image) -> Image.Image:
+    """The picture with a palette in which the models' colours are, however few pixels have them."""
+    band = picture.height // 12
+    with_colors = Image.new("RGB", (picture.width, picture.height + band * len(COLORS)))
+    with_colors.paste(picture)
+    for place, color in enumerate(COLORS):
+        with_colors.paste(color, (0, picture.height + place * band, picture.width, picture.height + (place + 1) * band))
+    palette = with_colors.quantize(255, Image.Quantize.MEDIANCUT, kmeans=1)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def walk(page: Page) -> Tour:
