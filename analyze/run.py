@@ -110,9 +110,8 @@ class RunReader:
             attributes = read_attributes(group)
             for key in {"config", "subject"} & set(attributes):
                 attributes[key] = json.loads(attributes[key])
-                json.dumps(attributes[key], ensure_ascii=False).encode(
-                    "utf-8"
-                )  # JSON can smuggle in what can't be printed
+                # JSON can smuggle in surrogates, which can't be printed
+                json.dumps(attributes[key], ensure_ascii=False).encode("utf-8")
                 if not isinstance(attributes[key], dict):
                     raise InputError(f"{self.path}: the attribute {key!r} of {name!r} isn't a JSON object")
         return attributes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analyze.charting import NEUTRAL, Drawn, faded, new_chart, text
-from analyze.hessian.figures import _smoothed, _spectrum_label
+from analyze.hessian.figures import _smoothed, spectrum_label
 from analyze.hessian.kernel import kernel_density
 from analyze.hessian.spec import Density, Result
 
@@ -174,7 +174,7 @@ def max_spectrum(
     figure.update_xaxes(type="log" if logarithmic else "linear")
     label = f"{which} eigenvalues of mini-batches' Hessians (nats)"
     if which == "largest":
-        label = _spectrum_label([each.result for each in drawn])
+        label = spectrum_label([each.result for each in drawn])
     figure.update_xaxes(title=label, row=2)
     return figure
 

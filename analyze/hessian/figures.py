@@ -162,7 +162,7 @@ def _max_spectrum(results: Sequence[Result]) -> Figure:
     axes.tick_params(axis="x", pad=4 + 9 * len(shown))
     if logarithmic:
         axes.set_xscale("log")
-    axes.set_xlabel(_spectrum_label(results))
+    axes.set_xlabel(spectrum_label(results))
     axes.set_ylabel("density per decade" if logarithmic else "density (1/nat)")
     notes = [
         f"{name}: {np.sum(~spectrum.converged)} of {len(spectrum.batch)} batches NOT CONVERGED"
@@ -194,7 +194,8 @@ def _smoothed(values: np.ndarray, logarithmic: bool) -> tuple[np.ndarray, np.nda
     return (10.0**x if logarithmic else x), density
 
 
-def _spectrum_label(results: Sequence[Result]) -> str:
+def spectrum_label(results: Sequence[Result]) -> str:
+    """What the axis of mini-batches' eigenvalues shows: how many of each, and by what order where it isn't by value."""
     orders = {"magnitude" if (each.config or {}).get("which") == "magnitude" else "value" for each in results}
     by = "" if orders == {"value"} else f" by {' or '.join(sorted(orders))}"
     tops = {result.max_spectrum.largest.shape[1] for result in results if result.max_spectrum is not None}

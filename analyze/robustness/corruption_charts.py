@@ -13,7 +13,7 @@ from analyze.charting import Drawn, new_chart
 from analyze.robustness.charts import columns, part_about, value_axis, with_errors
 from analyze.robustness.corruption_errors import whole_kinds
 from analyze.robustness.spec import Corruptions, Result
-from analyze.robustness.tables import _stderr
+from analyze.robustness.tables import group_stderr
 from data_cache.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def corrupted_values(found: Corruptions, value: str, levels: Sequence[int]) -> t
     elif sums is None:
         errors = np.full(len(rows), np.nan)
     else:
-        errors = np.array([_stderr(sums[row].mean(axis=0), found.group_images) for row in rows])
+        errors = np.array([group_stderr(sums[row].mean(axis=0), found.group_images) for row in rows])
     values = whole[rows].mean(axis=1) if len(rows) else np.zeros(0)
     return [str(found.corruption[row]) for row in rows], values, errors
 

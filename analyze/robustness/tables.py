@@ -229,7 +229,7 @@ def _heat_map_quantities(found: HeatMap, config: Mapping[str, Any]) -> Iterator[
                 where = "0 alone" if ring == 0 else f"{found.ring_low[ring]:.3g}-{found.ring_low[ring] + 0.1:.3g} pi"
                 value = total.sum() / found.images
                 yield _share(
-                    f"{heading}: {where}", value, _stderr(total, found.group_images), total, found.group_images
+                    f"{heading}: {where}", value, group_stderr(total, found.group_images), total, found.group_images
                 )
 
 
@@ -294,7 +294,7 @@ def _share(name: str, value: float, error: float, sums: np.ndarray, images: np.n
     return Quantity(name, float(value), float(error), samples, images)
 
 
-def _stderr(sums: np.ndarray, images: np.ndarray) -> float:
+def group_stderr(sums: np.ndarray, images: np.ndarray) -> float:
     """Standard error over groups of the mean over images of which each group's sum is known."""
     held = images > 0
     count, total = int(held.sum()), images.sum()

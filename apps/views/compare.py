@@ -63,7 +63,7 @@ def show(context: Context) -> None:
     rows, columns = differences.table(comparison, headings[heading], heading)
     config: dict[str, Any] = {
         key: st.column_config.TextColumn(label)
-        if label.endswith("*")
+        if key.startswith("star")
         else st.column_config.NumberColumn(label, format="%.4g")
         for key, label in columns.items()
     }

@@ -87,7 +87,7 @@ def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, numbe
     keep_cameras()
     offer_animation(chosen, metric)
     st.markdown("##### At a point")
-    steps = [float(np.diff(axis)[0]) for axis in (chosen[0].result.x, chosen[0].result.y)]
+    steps = [_step(axis) for axis in (chosen[0].result.x, chosen[0].result.y)]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         x, y = (
             st.number_input(name, step=step, format="%.4g", key=f"landscape_{name}", bind="query-params", width=150)
@@ -97,6 +97,11 @@ def _surfaces(chosen: Sequence[Chosen], metric: Metric, percentile: float, numbe
     figure = profiles.slices(drawn, metric, x=x, y=y, number=number)
     show_chart(figure, chosen, "landscape_slices", paper=None, note=profiles.notes(figure, drawn))
     _calibration(chosen, x, y, number, "landscape")
+
+
+def _step(axis: np.ndarray) -> float:
+    """From one grid point to the next; 1 where there is only one."""
+    return float(axis[1] - axis[0]) if len(axis) > 1 else 1.0
 
 
 def _take_click(selection: Any) -> None:
@@ -116,7 +121,7 @@ def _curves(chosen: Sequence[Chosen], metric: Metric, number: int | None) -> Non
     paper = _paper(chosen, metric, None)  # curves show the mean, whichever pass is chosen
     show_chart(figure, chosen, "landscape_curves", paper=paper, note=profiles.notes(figure, drawn))
     x = st.number_input(
-        "Calibration at x", step=float(np.diff(chosen[0].result.x)[0]), format="%.4g",
+        "Calibration at x", step=_step(chosen[0].result.x), format="%.4g",
         key="landscape_curve_x", bind="query-params", width=180,
     )  # fmt: skip
     _calibration(chosen, x, 0.0, number, "landscape_curve")

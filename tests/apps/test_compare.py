@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -190,3 +191,9 @@ def test_only_what_several_hold_is_offered(runs):
     app = shown(runs, ["half", WITH])
     assert app.get("button_group")[0].options == ["Variance"]
     assert len(app.dataframe) == 1
+
+
+def test_numbers_of_a_run_whose_name_ends_like_a_mark_stay_numbers(runs):
+    (runs / f"{WITH}.h5").rename(runs / "x*.h5")
+    columns = json.loads(shown(runs, [WITHOUT, "x*"], "variance").dataframe[0].proto.columns)
+    assert columns["value 1"]["label"] == "x*" and columns["value 1"]["type_config"]["type"] == "number"

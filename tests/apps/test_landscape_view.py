@@ -196,3 +196,10 @@ def test_no_run_is_a_sentence(folder):
     app = opened(folder)
     assert len(app.info) == 1
     assert not app.get("plotly_chart")
+
+
+@pytest.mark.parametrize("points", [(1, 1), (1, 5)])
+def test_a_grid_of_one_point_along_an_axis_is_drawn(tmp_path, points):
+    surface(points=points, name="one").save(tmp_path / "one.h5")
+    app = AppTest.from_function(page, args=(str(tmp_path), ["one.h5"]), default_timeout=60).run()
+    assert not app.exception and not app.error and app.get("plotly_chart")
